@@ -1,0 +1,595 @@
+// dp2ep.c -- data parallel to expert parallel: one MoE layer whose experts are divided over ranks
+// gives, forward and backward, what one rank gives.
+//
+// Every rank fills its part of the same global layer, the layer runs, the parts are put together on
+// rank 0 and compared with a 1-rank reference (bit for bit) and with a file's expectations; then it
+// is timed. The defaults are the toy of the PyTorch script of the same name: 4 experts, top-1, dim
+// 8, hidden 16, 4 tokens a rank, bf16, sigmoid.
+#include "experiments/model/layer_check.h"
+#include "experiments/model/moe_timing.h"
+#include "harness/command.h"
+#include "kernels/ceiling.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Params {
+    const char *mesh, *experts_on, *tokens, *routing, *load, *save, *output;
+    int64_t experts, top_k, dim, hidden, shared_hidden, align, seed, samples;
+    double route_scale, max_noise, timeout;
+    int score, dtype, device, transport;
+    bool score_before_experts, normalise_top_k, expert_bias, shared_gate, exact, check,
+        forward_only;
+    bool graph, json, force;
+} Params;
+
+#define FIELD(name) offsetof(Params, name)
+static const Option options[] = {
+    {"mesh", OPTION_TEXT, FIELD(mesh), "ep=*", .value = "AXES",
+     .doc = "named grid of ranks, such as dp=2,ep=4; * is whatever is left"},
+    {"experts_on", OPTION_TEXT, FIELD(experts_on), NULL, .value = "AXES",
+     .doc = "axes that divide the experts (default: ep where the mesh has it, else none)"},
+    {"experts", OPTION_INT, FIELD(experts), "4", 1, 1 << 20, .doc = "experts of the layer"},
+    {"top_k", OPTION_INT, FIELD(top_k), "1", 1, 1024, .doc = "experts per token"},
+    {"dim", OPTION_INT, FIELD(dim), "8", 1, 1 << 20, .doc = "width of a token"},
+    {"hidden", OPTION_INT, FIELD(hidden), "16", 1, 1 << 20, .doc = "inner width of an expert"},
+    {"tokens", OPTION_TEXT, FIELD(tokens), "4", .value = "N[,N...]",
+     .doc = "tokens of every data rank, or one number per data rank: 5,0,3,1"},
+    {"score", OPTION_CHOICE, FIELD(score), "sigmoid", .choices = "sigmoid|softmax",
+     .doc = "how router logits become scores"},
+    {"score_before_experts", OPTION_SWITCH, FIELD(score_before_experts), "no",
+     .doc = "the score multiplies an expert's input, not its output"},
+    {"normalise_top_k", OPTION_SWITCH, FIELD(normalise_top_k), "no",
+     .doc = "divide a token's scores by their sum"},
+    {"route_scale", OPTION_REAL, FIELD(route_scale), "1", -1e6, 1e6,
+     .doc = "factor on the scores, applied last"},
+    {"expert_bias", OPTION_SWITCH, FIELD(expert_bias), "no",
+     .doc = "a bias per expert, for choosing only"},
+    {"shared_hidden", OPTION_INT, FIELD(shared_hidden), "0", 0, 1 << 20,
+     .doc = "inner width of the shared expert, 0 = none"},
+    {"shared_gate", OPTION_SWITCH, FIELD(shared_gate), "no",
+     .doc = "a sigmoid gate on the shared expert"},
+    {"dtype", OPTION_CHOICE, FIELD(dtype), "bf16", .choices = "f32|bf16",
+     .doc = "storage type; sums are f32"},
+    {"device", OPTION_CHOICE, FIELD(device), "auto", .choices = "cpu|cuda|auto",
+     .doc = "where to run; auto takes a GPU when every rank has one"},
+    {"routing", OPTION_TEXT, FIELD(routing), "model", .value = "even|model|skew:X",
+     .doc = "who chooses: round robin, the scores, or the busiest expert at X times the mean"},
+    {"align", OPTION_INT, FIELD(align), "8", 1, 4096,
+     .doc = "rows of an expert are padded to a multiple"},
+    {"transport", OPTION_CHOICE, FIELD(transport), "auto", .choices = "auto|window|ipc|nccl|mpi",
+     .doc = "how rows travel between ranks"},
+    {"exact", OPTION_SWITCH, FIELD(exact), "yes",
+     .doc = "one order of sums on every mesh; --no-exact adds per rank first, for speed"},
+    {"check", OPTION_SWITCH, FIELD(check), "yes", .doc = "compare with a 1-rank reference"},
+    {"forward_only", OPTION_SWITCH, FIELD(forward_only), "no", .doc = "no backward"},
+    {"graph", OPTION_SWITCH, FIELD(graph), "yes",
+     .doc = "CUDA: capture the step in a graph, check its replay, time replays"},
+    {"seed", OPTION_INT, FIELD(seed), "6", 0, 9e18, .doc = "seed of weights, tokens and routing"},
+    {"samples", OPTION_INT, FIELD(samples), "20", 0, 100000,
+     .doc = "timed iterations at most; 0 = no timing"},
+    {"max_noise", OPTION_REAL, FIELD(max_noise), "0.02", 0, 10,
+     .doc = "stop sampling when the median is known this well (95 %)"},
+    {"timeout", OPTION_REAL, FIELD(timeout), "30", 0, 1e6, .value = "SECONDS",
+     .doc = "stop sampling a measurement after this long"},
+    {"load", OPTION_TEXT, FIELD(load), NULL, .value = "FILE",
+     .doc = "take the layer from a safetensors file and compare with its expect.* tensors"},
+    {"save", OPTION_TEXT, FIELD(save), NULL, .value = "FILE",
+     .doc = "write y, expert_of_token and gradients, whole, as safetensors"},
+    {"output", OPTION_TEXT, FIELD(output), NULL, .value = "FILE.h5", .letter = 'o',
+     .doc = "result file; without it nothing is written"},
+    {"force", OPTION_SWITCH, FIELD(force), "no", .doc = "overwrite files that exist"},
+    {"json", OPTION_SWITCH, FIELD(json), "no", .doc = "print the result as one JSON object"},
+    {NULL},
+};
+
+// What --load takes from the file: naming one of these beside it would be ignored, so it is an
+// error.
+static const char *const from_file[] = {"experts",         "top_k",       "dim",
+                                        "hidden",          "tokens",      "score",
+                                        "dtype",           "route_scale", "expert_bias",
+                                        "shared_hidden",   "shared_gate", "score_before_experts",
+                                        "normalise_top_k", NULL};
+
+// One run of the command, from options to result.
+typedef struct Job {
+    Run *run;
+    const Params *params;
+    DeviceKind device;
+    int device_index;
+    Comm world;
+    Mesh *mesh;
+    LayerSpread spread;
+    LayerSource source;
+    Safetensors file;
+    bool loaded;
+    Arena *arena;
+    Stream stream;
+    Comm experts_comm, replicas_comm;
+    int first_expert, experts;
+    MoeWeights weights, gradients;
+    MoeGradients sums;
+    char *x, *y, *dy, *dx;
+    int64_t tokens;
+    Moe *moe;
+    ResultWriter *writer;
+    bool good;
+} Job;
+
+static bool read_routing(const char *text, MoeConfig *config, Error *error)
+{
+    if (strcmp(text, "even") == 0 || strcmp(text, "model") == 0) {
+        config->routing = text[0] == 'e' ? ROUTING_EVEN : ROUTING_MODEL;
+        return true;
+    }
+    char *end = NULL;
+    double skew = strncmp(text, "skew:", 5) == 0 ? strtod(text + 5, &end) : 0;
+    if (!end || end == text + 5 || *end != '\0' || !(skew > 0) || !isfinite(skew))
+        return error_set(error, EXIT_CODE_USAGE, "even, model, or skew:7 (7 times the mean)",
+                         "--routing \"%.60s\" is none of even, model, skew:X with X > 0", text);
+    config->routing = ROUTING_SKEW;
+    config->skew = skew;
+    return true;
+}
+
+static bool read_config(const Params *p, MoeConfig *config, Error *error)
+{
+    *config = (MoeConfig){.hidden = p->dim,
+                          .inner = p->hidden,
+                          .experts = (int)p->experts,
+                          .top_k = (int)p->top_k,
+                          .score = p->score == 0 ? ROUTER_SIGMOID : ROUTER_SOFTMAX,
+                          .score_before_experts = p->score_before_experts,
+                          .normalise_top_k = p->normalise_top_k,
+                          .route_scale = p->route_scale,
+                          .expert_bias = p->expert_bias,
+                          .shared_inner = p->shared_hidden,
+                          .shared_gate = p->shared_gate,
+                          .dtype = p->dtype == 0 ? DTYPE_F32 : DTYPE_BF16};
+    if (p->top_k > p->experts)
+        return error_set(error, EXIT_CODE_USAGE, "lower --top_k or raise --experts",
+                         "--top_k %lld > --experts %lld", (long long)p->top_k,
+                         (long long)p->experts);
+    if (p->shared_gate && p->shared_hidden == 0)
+        return error_set(error, EXIT_CODE_USAGE, "add --shared_hidden N, or drop --shared_gate",
+                         "--shared_gate without a shared expert");
+    return read_routing(p->routing, config, error);
+}
+
+// The options that a file decides must not be given beside it.
+static bool check_no_override(const Params *p, Error *error)
+{
+    for (const Option *option = options; option->name; option++) {
+        char text[256];
+        option_format(option, p, text, sizeof text);
+        for (const char *const *name = from_file; *name; name++)
+            if (strcmp(*name, option->name) == 0 && strcmp(text, option->fallback) != 0)
+                return error_set(error, EXIT_CODE_USAGE, "drop the option, or drop --load",
+                                 "--%s %s with --load: the file decides it", option->name, text);
+    }
+    return true;
+}
+
+// Collective. The file is read by rank 0 first, so that a bad file is one message; then every rank
+// maps it.
+static void load(Job *job)
+{
+    for (int turn = 0; turn < 2; turn++) {
+        Error error = {0};
+        bool mine = (job->run->rank == 0) == (turn == 0);
+        if (mine && safetensors_open(job->params->load, &job->file, &error)) {
+            job->loaded = true;
+            if (!layer_source_read(&job->file, &job->source, &error)) {
+                char what[sizeof error.what];
+                snprintf(what, sizeof what, "%s: %.400s", job->params->load, error.what);
+                memcpy(error.what, what, sizeof what);
+            }
+        }
+        run_agree(job->run, &error);
+    }
+}
+
+static DeviceKind choose_device(const Job *job)
+{
+    const int choice = job->params->device;
+    char why[256] = "";
+    int gpus = device_count(DEVICE_CUDA, why, sizeof why);
+    bool enough = gpus > 0 && (gpus >= job->run->local_ranks || gpus == 1);
+    bool all = run_maximum(job->run, enough ? 0 : 1) == 0;
+    bool shared = gpus == 1 && job->run->local_ranks > 1;
+    if (choice == 0 || (choice == 2 && (!all || shared)))
+        return DEVICE_CPU;
+    CHECK(gpus > 0, EXIT_CODE_HARDWARE, "use --device cpu", "--device cuda: %s",
+          why[0] ? why : "no GPU is visible");
+    return DEVICE_CUDA;
+}
+
+static void choose_transport(const Job *job)
+{
+    static const bool needs_cuda[] = {false, true, true, true, false};
+    bool cuda = job->device == DEVICE_CUDA;
+    int transport = job->params->transport;
+    CHECK_ALL(transport == EP_AUTO || needs_cuda[transport] == cuda, EXIT_CODE_USAGE,
+              "window, ipc and nccl go with --device cuda, mpi with --device cpu",
+              "--transport %s on device %s", ep_transport_name((EpTransport)transport),
+              device_kind_name(job->device));
+}
+
+static bool check_outputs(const Params *p, Error *error)
+{
+    return (!p->output || file_check_creatable(p->output, p->force, error)) &&
+           (!p->save || file_check_creatable(p->save, p->force, error));
+}
+
+// Collective. Everything that can be wrong with the request is found here, before anything is
+// allocated.
+static void set_up_problem(Job *job)
+{
+    const Params *p = job->params;
+    Error error = {0};
+    if (read_config(p, &job->source.config, &error) && (!p->load || check_no_override(p, &error)))
+        job->source.tokens = -1;
+    CHECK_ALL(error.exit_code == 0, error.exit_code, error.fix, "%s", error.what);
+    if (job->run->rank == 0)
+        check_outputs(p, &error);
+    run_agree(job->run, &error);
+    job->source.seed = (uint64_t)p->seed;
+    if (p->load)
+        load(job);
+    job->device = choose_device(job);
+    choose_transport(job);
+    Mesh unused;
+    CHECK_ALL(mesh_parse(p->mesh, job->run->ranks, &unused, &error), error.exit_code, error.fix,
+              "%s", error.what);
+    job->device_index = job->device == DEVICE_CPU ? 0 : job->run->local_rank;
+    if (job->device == DEVICE_CUDA && device_count(DEVICE_CUDA, NULL, 0) == 1)
+        job->device_index = 0;
+    device_select(job->device, job->device_index);
+    job->world = comm_create_world(job->run, job->device, job->device_index);
+    job->mesh = mesh_create(p->mesh, job->world);
+    bool split = layer_spread_create(job->mesh, p->experts_on, p->tokens,
+                                     p->load ? job->source.tokens : -1, &job->spread, &error);
+    CHECK_ALL(split, error.exit_code, error.fix, "%s", error.what);
+    job->source.tokens = job->spread.tokens;
+}
+
+static void set_up_layer(Job *job)
+{
+    const Params *p = job->params;
+    const MoeConfig *c = &job->source.config;
+    int ranks = job->spread.experts_axes.ranks, place = job->spread.experts_axes.coord;
+    MoeShape shape = moe_shape(ranks, c->experts, c->top_k, 0);
+    int end = (place + 1) * shape.experts_per_rank;
+    job->first_expert = place * shape.experts_per_rank;
+    job->first_expert = job->first_expert < c->experts ? job->first_expert : c->experts;
+    job->experts = (end < c->experts ? end : c->experts) - job->first_expert;
+    job->tokens = job->spread.tokens_of_rank[job->run->rank];
+    job->arena = arena_create(MEMORY_DEVICE, job->device);
+    job->stream = stream_create(job->device);
+    job->experts_comm = mesh_comm(job->mesh, &job->spread.experts_axes);
+    job->replicas_comm = mesh_comm(job->mesh, &job->spread.replica_axes);
+    LayerWeightsSize size = {c, job->experts, 1, c->dtype, c->dtype, MEMORY_PARAMETERS};
+    job->weights = layer_weights_push(&size, job->arena);
+    layer_weights_fill(&job->source, job->first_expert, job->experts, &job->weights, job->stream);
+    uint64_t bytes = dtype_bytes(c->dtype, (uint64_t)(job->tokens * c->hidden));
+    job->x = arena_push(job->arena, bytes, MEMORY_ACTIVATIONS);
+    job->y = arena_push(job->arena, bytes, MEMORY_ACTIVATIONS);
+    int64_t first = job->spread.first_token_of_rank[job->run->rank];
+    layer_fill(&job->source, LAYER_X, first, job->tokens, c->dtype, job->x, job->stream);
+    job->moe =
+        moe_create(&(MoeSettings){.config = *c,
+                                  .experts_comm = job->experts_comm,
+                                  .replicas_comm = job->replicas_comm,
+                                  .tokens_comm = job->world,
+                                  .tokens = job->tokens,
+                                  .first_token = first,
+                                  .align = (int)p->align,
+                                  .exact = p->exact,
+                                  .forward_only = p->forward_only,
+                                  .transport = ranks == 1 ? EP_LOCAL : (EpTransport)p->transport,
+                                  .device = job->device,
+                                  .arena = job->arena,
+                                  .seed = job->source.seed,
+                                  .threads = job->run->threads});
+    if (p->forward_only)
+        return;
+    job->dy = arena_push(job->arena, bytes, MEMORY_ACTIVATIONS);
+    job->dx = arena_push(job->arena, bytes, MEMORY_ACTIVATIONS);
+    layer_fill(&job->source, LAYER_GRAD_Y, first, job->tokens, c->dtype, job->dy, job->stream);
+    size.category = MEMORY_GRADIENTS;
+    job->gradients = layer_weights_push(&size, job->arena);
+    bool direct = moe_experts_direct(job->moe);
+    job->sums.experts_dtype = direct ? c->dtype : DTYPE_F32;
+    size =
+        (LayerWeightsSize){c, direct ? 0 : job->experts, 1, DTYPE_F32, DTYPE_F32, MEMORY_GRADIENTS};
+    job->sums.sum = layer_weights_push(&size, job->arena);
+    if (direct) {
+        job->sums.sum.w13 = job->gradients.w13;
+        job->sums.sum.w2 = job->gradients.w2;
+    }
+}
+
+// Enqueues. One step, or one forward.
+static void forward(void *context, Stream stream)
+{
+    Job *job = context;
+    moe_forward(job->moe, &job->weights, job->x, job->y, stream);
+}
+
+static void step(void *context, Stream stream)
+{
+    Job *job = context;
+    forward(job, stream);
+    if (job->params->forward_only)
+        return;
+    moe_backward(job->moe, &job->weights, job->x, job->dy, job->dx, &job->sums, stream);
+    moe_reduce_gradients(job->moe, &job->sums, &job->gradients, stream);
+}
+
+static LayerResult gather(Job *job)
+{
+    LayerResult result = {0};
+    if (job->run->rank == 0)
+        result = layer_result_create(&job->source, job->params->forward_only);
+    LayerPart part = {.y = job->y,
+                      .dx = job->dx,
+                      .expert_of_choice = moe_expert_of_choice(job->moe),
+                      .gradients = job->params->forward_only ? NULL : &job->gradients,
+                      .first_expert = job->first_expert,
+                      .experts = job->experts};
+    layer_gather(job->run, &job->spread, &job->source, &part, &result, job->stream);
+    return result;
+}
+
+static void report(Job *job, const ResultCheck *check)
+{
+    result_add_check(job->writer, check);
+    job->good = job->good && check->good;
+}
+
+// What a reference needs against what there is; "" if it fits.
+static bool reference_fits(const Job *job, const LayerReference *reference, char *why, size_t size)
+{
+    DeviceInfo info = device_info(job->device, job->device_index);
+    uint64_t needed = layer_reference_bytes(reference);
+    if ((double)needed <= 0.8 * (double)info.memory_free_bytes)
+        return true;
+    snprintf(why, size, "it needs %.1f GiB, %.1f GiB are free", (double)needed / 1073741824.0,
+             (double)info.memory_free_bytes / 1073741824.0);
+    return false;
+}
+
+static LayerReference reference_of(const Job *job)
+{
+    return (LayerReference){.source = &job->source,
+                            .spread = &job->spread,
+                            .exact = job->params->exact,
+                            .forward_only = job->params->forward_only,
+                            .align = (int)job->params->align,
+                            .threads = job->run->threads,
+                            .device = job->device};
+}
+
+// Local on rank 0.
+static void check_against_reference(Job *job, const LayerResult *ours)
+{
+    const char *name = job->params->exact ? "1-rank reference, bit for bit"
+                                          : "1-rank reference grouped alike, bit for bit";
+    LayerReference reference = reference_of(job);
+    ResultCheck check = {.error = NAN, .bound = NAN, .good = true, .verdict = "skipped"};
+    snprintf(check.name, sizeof check.name, "%s", name);
+    bool scattered =
+        job->source.config.routing != ROUTING_MODEL && !layer_groups_are_contiguous(&job->spread);
+    if (scattered)
+        snprintf(check.detail, sizeof check.detail,
+                 "even and skewed routing go by token number, and this mesh scatters them");
+    else if (reference_fits(job, &reference, check.detail, sizeof check.detail)) {
+        LayerResult theirs = layer_reference(&reference);
+        check = layer_compare_bits(name, ours, &theirs);
+        layer_result_destroy(&theirs);
+    }
+    report(job, &check);
+}
+
+// Local on rank 0: on several ranks without a 1-rank order the canonical result differs by rounding
+// only.
+static void check_expectations(Job *job, const LayerResult *ours)
+{
+    ResultCheck checks[LAYER_OUTPUTS];
+    double bound = job->source.config.dtype == DTYPE_F32 ? 1e-5 : 2e-2;
+    int count = layer_compare_expected(&job->file, ours, bound, checks);
+    for (int i = 0; i < count; i++)
+        report(job, &checks[i]);
+}
+
+// Collective. The captured step, replayed on other tokens (so with other routing), gives what the
+// enqueued step gives.
+static void check_graph(Job *job)
+{
+    if (!job->params->check || !job->params->graph || !graph_supported(job->device))
+        return;
+    LayerSource other = job->source;
+    other.file = NULL;
+    other.seed = job->source.seed + 1;
+    graph_begin(job->stream);
+    step(job, job->stream);
+    Graph graph = graph_end(job->stream);
+    int64_t first = job->spread.first_token_of_rank[job->run->rank];
+    DType dtype = job->source.config.dtype;
+    layer_fill(&other, LAYER_X, first, job->tokens, dtype, job->x, job->stream);
+    graph_launch(&graph, job->stream);
+    LayerResult replayed = gather(job);
+    step(job, job->stream);
+    LayerResult enqueued = gather(job);
+    if (job->run->rank == 0) {
+        ResultCheck check = layer_compare_bits("graph replayed with other routing, bit for bit",
+                                               &replayed, &enqueued);
+        report(job, &check);
+    }
+    layer_result_destroy(&replayed);
+    layer_result_destroy(&enqueued);
+    graph_destroy(&graph);
+    layer_fill(&job->source, LAYER_X, first, job->tokens, dtype, job->x, job->stream);
+    stream_wait(job->stream);
+}
+
+// Collective. One step, its result put together, compared and saved.
+static void check_results(Job *job)
+{
+    const Params *p = job->params;
+    step(job, job->stream);
+    stream_wait(job->stream);
+    if (!p->check && !p->save && !p->load)
+        return;
+    LayerResult ours = gather(job);
+    Error error = {0};
+    if (job->run->rank == 0) {
+        if (p->check)
+            check_against_reference(job, &ours);
+        if (p->load)
+            check_expectations(job, &ours);
+        if (p->save)
+            layer_save(&ours, p->save, p->force, &error);
+    }
+    run_agree(job->run, &error);
+    layer_result_destroy(&ours);
+    check_graph(job);
+}
+
+static Json *mesh_json(const Job *job)
+{
+    Json *mesh = json_object();
+    for (int axis = 0; axis < job->mesh->axes; axis++)
+        json_set(mesh, job->mesh->name[axis], json_integer(job->mesh->ranks[axis]));
+    return mesh;
+}
+
+static Json *memory_json(const Job *job)
+{
+    Json *memory = json_object();
+    for (int category = 0; category < MEMORY_CATEGORIES; category++) {
+        uint64_t bytes = arena_peak_bytes(job->arena, (MemoryCategory)category);
+        json_set(memory, memory_category_name((MemoryCategory)category),
+                 json_integer((int64_t)bytes));
+    }
+    return memory;
+}
+
+static Json *extra_json(const Job *job, const DeviceCeilings *ceilings)
+{
+    const char *experts_on = job->params->experts_on;
+    if (!experts_on)
+        experts_on = mesh_find_axis(job->mesh, "ep") >= 0 ? "ep" : "";
+    Json *rates = json_object();
+    json_set(rates, "copy_bytes_per_s", json_real(ceilings->copy_bytes_per_s));
+    json_set(rates, "matmul_flops_per_s",
+             json_real(job->source.config.dtype == DTYPE_BF16 ? ceilings->bf16_flops_per_s
+                                                              : ceilings->f32_flops_per_s));
+    json_set(rates, "link_bytes_per_s", json_real(ceilings->link_bytes_per_s));
+    Json *extra = json_object();
+    json_set(extra, "mesh", mesh_json(job));
+    json_set(extra, "experts_on", json_text(experts_on));
+    json_set(extra, "transport", json_text(ep_transport_name(ep_transport(moe_ep(job->moe)))));
+    json_set(extra, "transport_note", json_text(ep_transport_note(moe_ep(job->moe))));
+    json_set(extra, "memory_peak_bytes", memory_json(job));
+    return json_set(extra, "ceilings", rates);
+}
+
+static void start_result(Job *job, const DeviceCeilings *ceilings)
+{
+    DeviceInfo info = device_info(job->device, job->device_index);
+    job->writer = result_writer_create(&(ResultStart){.run = job->run,
+                                                      .options = options,
+                                                      .params = job->params,
+                                                      .device = &info,
+                                                      .path = job->params->output,
+                                                      .force = job->params->force,
+                                                      .seed = job->source.seed,
+                                                      .extra = extra_json(job, ceilings)});
+}
+
+// Collective. Forward alone, the whole step, then the step with its phases.
+static void time_it(Job *job, const DeviceCeilings *ceilings)
+{
+    const Params *p = job->params;
+    if (p->samples == 0)
+        return;
+    MoeTiming timing = {.run = job->run,
+                        .moe = job->moe,
+                        .stream = job->stream,
+                        .arena = job->arena,
+                        .ceilings = *ceilings,
+                        .writer = job->writer,
+                        .context = job,
+                        .graph = p->graph,
+                        .rule = {.samples_min = p->samples < 5 ? (int)p->samples : 5,
+                                 .samples_max = (int)p->samples,
+                                 .noise_max = p->max_noise,
+                                 .timeout_s = p->timeout}};
+    timing.name = "forward";
+    timing.body = forward;
+    moe_time(&timing);
+    if (!p->forward_only) {
+        timing.name = "step";
+        timing.body = step;
+        timing.with_backward = true;
+        moe_time(&timing);
+    }
+    timing.name = "phases";
+    timing.body = step;
+    timing.detail = true;
+    moe_time(&timing);
+}
+
+static void tear_down(Job *job)
+{
+    result_writer_destroy(job->writer);
+    moe_destroy(job->moe);
+    comm_destroy(&job->experts_comm);
+    comm_destroy(&job->replicas_comm);
+    stream_destroy(job->stream);
+    arena_destroy(job->arena);
+    layer_spread_destroy(&job->spread);
+    mesh_destroy(job->mesh);
+    comm_destroy(&job->world);
+    if (job->loaded)
+        safetensors_close(&job->file);
+}
+
+static int run_dp2ep(Run *run, const void *params, const OptionPositionals *positionals)
+{
+    (void)positionals;
+    Job job = {.run = run, .params = params, .good = true};
+    set_up_problem(&job);
+    set_up_layer(&job);
+    DeviceCeilings ceilings = {0};
+    if (job.params->samples > 0)
+        ceilings = moe_ceilings(run, job.world, job.device, job.stream);
+    start_result(&job, &ceilings);
+    check_results(&job);
+    time_it(&job, &ceilings);
+    result_writer_finish(job.writer);
+    if (run->rank == 0)
+        result_show(result_of(job.writer), job.params->json);
+    bool failed = run_maximum(run, job.good ? 0 : 1) > 0;
+    tear_down(&job);
+    return failed ? EXIT_CODE_CHECK : EXIT_CODE_GOOD;
+}
+
+const Command command_dp2ep = {
+    .name = "dp2ep",
+    .summary = "one MoE layer, its experts divided over ranks, against one rank",
+    .usage = "",
+    .notes = "Examples:\n"
+             "  mpirun -n 2 meshwork dp2ep\n"
+             "  mpirun -n 8 meshwork dp2ep --mesh dp=2,ep=4 --experts 64 --top_k 4 --dim 2048 "
+             "--hidden 1408 -o r.h5\n"
+             "  mpirun -n 2 meshwork dp2ep --load layer.safetensors --mesh ep=2 --json\n",
+    .options = options,
+    .params_bytes = sizeof(Params),
+    .positionals_max = 0,
+    .spmd = true,
+    .run = run_dp2ep,
+};

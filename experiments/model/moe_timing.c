@@ -1,0 +1,199 @@
+// moe_timing.c -- samples, and what they are compared with.
+#include "experiments/model/moe_timing.h"
+#include "experiments/model/moe_cost.h"
+#include "harness/progress.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { WARMUPS = 3, LINK_BYTES = 256 << 20, LINK_ROUNDS = 5 };
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// Collective. Bytes per second that leave this rank in an all-to-all of large pieces; the slowest
+// rank's.
+static double measure_link(const Run *run, Comm world, DeviceKind device, Stream stream)
+{
+    uint64_t piece = (device == DEVICE_CPU ? LINK_BYTES / 16 : LINK_BYTES) / (uint64_t)world.ranks;
+    Arena *arena = arena_create(MEMORY_DEVICE, device);
+    char *send = arena_push(arena, piece * (uint64_t)world.ranks, MEMORY_SCRATCH);
+    char *receive = arena_push(arena, piece * (uint64_t)world.ranks, MEMORY_SCRATCH);
+    device_fill(send, 0x5a, piece * (uint64_t)world.ranks, stream);
+    Event begin = event_create(device), end = event_create(device);
+    double best = INFINITY;
+    for (int round = 0; round < LINK_ROUNDS; round++) {
+        run_barrier(run);
+        event_record(&begin, stream);
+        comm_all_to_all(world, send, receive, piece, stream);
+        event_record(&end, stream);
+        best = fmin(best, run_maximum(run, event_seconds(&begin, &end)));
+    }
+    event_destroy(&begin);
+    event_destroy(&end);
+    arena_destroy(arena);
+    return (double)piece * (world.ranks - 1) / best;
+}
+
+DeviceCeilings moe_ceilings(const Run *run, Comm world, DeviceKind device, Stream stream)
+{
+    Arena *scratch = arena_create(MEMORY_DEVICE, device);
+    DeviceCeilings ceilings = ceiling_measure(device, run->threads, scratch);
+    arena_destroy(scratch);
+    if (world.ranks > 1)
+        ceilings.link_bytes_per_s = measure_link(run, world, device, stream);
+    return ceilings;
+}
+
+static double floor_seconds(const SpanCost *cost, const MoeTiming *timing)
+{
+    const DeviceCeilings *c = &timing->ceilings;
+    bool bf16 = moe_config(timing->moe)->dtype == DTYPE_BF16;
+    double flops = bf16 ? c->bf16_flops_per_s : c->f32_flops_per_s;
+    double floor = 0;
+    if (c->copy_bytes_per_s > 0)
+        floor = fmax(floor, cost->memory_bytes / c->copy_bytes_per_s);
+    if (flops > 0)
+        floor = fmax(floor, cost->flops / flops);
+    if (c->link_bytes_per_s > 0)
+        floor = fmax(floor, cost->wire_bytes / c->link_bytes_per_s);
+    return floor;
+}
+
+static SpanCost cost_of(const MoeTiming *timing, const EpTraffic *traffic, const char *span)
+{
+    if (strcmp(span, "total") != 0)
+        return moe_span_cost(timing->moe, traffic, span);
+    return timing->with_backward ? moe_step_cost(timing->moe, traffic)
+                                 : moe_forward_cost(timing->moe, traffic);
+}
+
+// The largest over ranks, member by member: what the slowest rank had to do.
+static SpanCost largest_over_ranks(const Run *run, SpanCost cost)
+{
+    return (SpanCost){.memory_bytes = run_maximum(run, cost.memory_bytes),
+                      .flops = run_maximum(run, cost.flops),
+                      .wire_bytes = run_maximum(run, cost.wire_bytes),
+                      .logical_bytes = run_maximum(run, cost.logical_bytes)};
+}
+
+typedef struct Flush {
+    void *buffer;
+    uint64_t bytes;
+} Flush;
+
+// One iteration: caches cold, ranks together, then the body inside the span "total".
+static void iterate(const MoeTiming *timing, Recorder *recorder, int total, const Graph *graph,
+                    const Flush *flush)
+{
+    device_fill(flush->buffer, 0x3c, flush->bytes, timing->stream);
+    stream_wait(timing->stream);
+    run_barrier(timing->run);
+    arena_forbid(timing->arena, true);
+    record_begin(recorder, total);
+    if (graph)
+        graph_launch(graph, timing->stream);
+    else
+        timing->body(timing->context, timing->stream);
+    record_end(recorder, total);
+    arena_forbid(timing->arena, false);
+}
+
+static void add_measurement(const MoeTiming *timing, const Recorder *recorder, int warmups,
+                            const char *reason, const DeviceState state[2])
+{
+    int spans = recorder_spans(recorder), count = 0;
+    EpTraffic traffic = ep_traffic(moe_ep(timing->moe), timing->stream);
+    MeasurementSpan *rows = calloc((size_t)spans, sizeof(MeasurementSpan));
+    CHECK(rows != NULL, EXIT_CODE_HARDWARE, "free some memory", "no memory for %d spans", spans);
+    for (int span = 0; span < spans; span++) {
+        const double *seconds = recorder_seconds(recorder, span);
+        const char *name = recorder_span_name(recorder, span);
+        double ran = recorder_samples(recorder) > 0 && !isnan(seconds[0]) ? 1 : 0;
+        if (run_maximum(timing->run, ran) == 0)
+            continue;
+        MeasurementSpan *row = &rows[count++];
+        snprintf(row->name, sizeof row->name, "%s", name);
+        row->cost = largest_over_ranks(timing->run, cost_of(timing, &traffic, name));
+        row->floor_s = floor_seconds(&row->cost, timing);
+        row->seconds = seconds;
+    }
+    Measurement measurement = {.ranks = timing->run->ranks,
+                               .samples = recorder_samples(recorder),
+                               .warmups = warmups,
+                               .span_count = count,
+                               .spans = rows,
+                               .state_before = state[0],
+                               .state_after = state[1]};
+    snprintf(measurement.name, sizeof measurement.name, "%s", timing->name);
+    snprintf(measurement.stop_reason, sizeof measurement.stop_reason, "%s", reason);
+    result_add_measurement(timing->writer, &measurement);
+    free(rows);
+}
+
+// Samples until the rule says stop; the decision is made from values that are the same on every
+// rank.
+static const char *sample(const MoeTiming *timing, Recorder *recorder, int total,
+                          const Graph *graph, const Flush *flush)
+{
+    double *largest = calloc((size_t)timing->rule.samples_max, sizeof(double));
+    CHECK(largest != NULL, EXIT_CODE_HARDWARE, "lower --samples", "no memory for %d samples",
+          timing->rule.samples_max);
+    Progress progress = progress_begin(timing->run, timing->name, timing->rule.samples_max);
+    double start = now_s();
+    const char *reason = NULL;
+    for (int count = 0; !reason; count++) {
+        if (run_stop_requested(timing->run)) {
+            reason = "signal";
+            break;
+        }
+        iterate(timing, recorder, total, graph, flush);
+        recorder_iteration(recorder, true);
+        double mine = recorder_seconds(recorder, total)[count];
+        largest[count] = run_maximum(timing->run, mine);
+        double elapsed = run_maximum(timing->run, now_s() - start);
+        reason = statistics_stop(&timing->rule, largest, count + 1, elapsed);
+        progress_update(&progress, count + 1);
+    }
+    progress_end(&progress);
+    free(largest);
+    return reason;
+}
+
+void moe_time(const MoeTiming *timing)
+{
+    DeviceKind device = timing->stream.device;
+    ArenaMark mark = arena_mark(timing->arena);
+    Flush flush = {.bytes = 2 * device_info(device, 0).cache_bytes};
+    flush.buffer = arena_push(timing->arena, flush.bytes, MEMORY_SCRATCH);
+    Recorder *recorder = recorder_create(timing->stream, timing->rule.samples_max, timing->detail);
+    int total = recorder_span(recorder, "total");
+    moe_record_with(timing->moe, timing->detail ? recorder : NULL);
+    bool use_graph = timing->graph && !timing->detail && graph_supported(device);
+    Graph graph = {0};
+    for (int warmup = 0; warmup < WARMUPS; warmup++) {
+        if (warmup == 1 && use_graph) {
+            graph_begin(timing->stream);
+            timing->body(timing->context, timing->stream);
+            graph = graph_end(timing->stream);
+        }
+        iterate(timing, recorder, total, graph.handle ? &graph : NULL, &flush);
+        recorder_iteration(recorder, false);
+    }
+    DeviceState state[2] = {device_state(device, 0)};
+    const char *reason = sample(timing, recorder, total, graph.handle ? &graph : NULL, &flush);
+    state[1] = device_state(device, 0);
+    moe_record_with(timing->moe, NULL);
+    add_measurement(timing, recorder, WARMUPS, reason, state);
+    if (graph.handle)
+        graph_destroy(&graph);
+    recorder_destroy(recorder);
+    arena_release(timing->arena, mark);
+}

@@ -1,0 +1,16 @@
+// progress.h -- how far along: a bar on a terminal, one line per 30 seconds in a batch log, nothing
+// when quiet. Only rank 0 prints, only to stderr.
+#pragma once
+
+#include "harness/run.h"
+
+typedef struct Progress {
+    const char *what; // "dp2ep samples"; NULL = quiet
+    int64_t total;    // 0 = unknown
+    int64_t start_ns, last_print_ns;
+    bool terminal, active, drawn;
+} Progress;
+
+Progress progress_begin(const Run *run, const char *what, int64_t total); // Local
+void progress_update(Progress *progress, int64_t done);                   // Local
+void progress_end(Progress *progress);                                    // Local. Clears the bar

@@ -1,0 +1,64 @@
+// run.h -- the job: which ranks it has, how it starts, how it stops, and the few agreements that
+// need no mesh.
+//
+// Start: MPI_Init, ranks and hosts, and the guards against the classic mistakes: the singleton trap
+// (srun or mpirun started n copies that each see one rank) is refused with the fix line. Stop:
+// TERM, INT, HUP, USR1, USR2 mean "stop soon": the handler only sets a flag, run_stop_requested
+// agrees over ranks.
+#pragma once
+
+#include "harness/check.h"
+
+DECLARATIONS_BEGIN
+
+enum { RUN_HOST_BYTES = 64, RUN_ID_BYTES = 37 };
+
+typedef struct Run {
+    int rank, ranks;             // in the job
+    int local_rank, local_ranks; // on this host
+    int host_index, hosts;
+    char host[RUN_HOST_BYTES];
+    char id[RUN_ID_BYTES]; // UUID of the run, the same on all ranks
+    int threads;           // library threads of this rank: its cores / local ranks, at least 1
+    int argc;
+    char **argv;
+    const char *command;
+    bool spmd;
+} Run;
+
+// What the launcher's environment says about this process, before and without MPI. Guards and the
+// commands that never start MPI go by it; in a job MPI itself has the last word.
+typedef struct RunLaunch {
+    int rank, ranks;      // 0 of 1 when there is no launcher
+    const char *launcher; // "mpirun", "srun", ...; NULL when there is none
+    const char *variable; // the one that told the ranks, "SLURM_STEP_NUM_TASKS"
+    bool starts_mpi;    // false: a launcher of other programs (torchrun), whose word is only a hint
+    char conflict[256]; // what disagrees or cannot be read; "" if nothing
+} RunLaunch;
+RunLaunch run_launch(void); // Local
+void run_mpi_version(char *text,
+                     size_t bytes); // Local. Of the linked library; MPI need not be started
+
+// Collective(all ranks) when spmd, else Local. Owner: the caller. Stops with 2 in the singleton
+// trap.
+Run *run_create(int argc, char **argv, const char *command, bool spmd);
+// Collective(all ranks).
+void run_destroy(Run *run);
+// Collective(all ranks).
+void run_barrier(const Run *run);
+void run_broadcast(const Run *run, void *data, uint64_t bytes); // from rank 0
+void run_gather(const Run *run, const void *mine, uint64_t bytes,
+                void *all); // all: [ranks][bytes] on rank 0
+// Pieces of different size to rank 0: returns on rank 0 a malloc'd block with all pieces in rank
+// order (the caller frees it) and sizes[ranks]; NULL elsewhere.
+void *run_gather_pieces(const Run *run, const void *mine, uint64_t bytes, uint64_t *sizes);
+// Collective(all ranks). Every rank brings its error (exit_code 0 = none): if any has one, the
+// first such rank's message is printed once and the whole job stops with its code.
+void run_agree(const Run *run, const Error *error);
+// Collective(all ranks). True on all when any rank was asked to stop (signal, or Slurm's end time
+// is near).
+bool run_stop_requested(const Run *run);
+// Collective(all ranks). The maximum over ranks; how local decisions become common ones.
+double run_maximum(const Run *run, double value);
+
+DECLARATIONS_END

@@ -1,0 +1,38 @@
+// swiglu.h -- the gated activation between an expert's two products, over the real rows of an expert-major matrix.
+//
+// forward:   a = silu(g) * u, silu(g) = g * sigmoid(g), in f32, rounded once
+// backward:  da is the gradient before the routing weight w is applied (score after the experts), so
+//            dweight = <da, a>;  dg = w da u silu'(g);  du = w da silu(g);  a_weighted = w a  (for the gradient of w2)
+// gate and up halves lie side by side in one row: gu[r] = [g (inner) | u (inner)].
+// <da, a> has the order of RowDot (moe_combine.h), with a rounded to dtype as the forward stored it.
+#pragma once
+
+#include "kernels/kernel.h"
+
+DECLARATIONS_BEGIN
+
+typedef struct SwigluForward {
+    int64_t inner, rows_max;
+    DType dtype;
+    const int32_t *rows_total; // [1] device: rows to look at
+    const int32_t *row_map;    // [rows_max] device: rows with -1 are skipped; NULL = all are real
+    const void *gu;            // [rows_max, 2 * inner]
+    void *a;                   // out [rows_max, inner]
+} SwigluForward;
+KERNEL_DECLARE(swiglu_forward, SwigluForward);
+
+typedef struct SwigluBackward {
+    int64_t inner, rows_max;
+    DType dtype;
+    const int32_t *rows_total;
+    const int32_t *row_map;
+    const float *weight; // [rows_max] routing weights, or NULL = 1
+    const void *gu;      // [rows_max, 2 * inner]
+    const void *da;      // [rows_max, inner]
+    void *dgu;           // out [rows_max, 2 * inner]; may be gu
+    void *a_weighted;    // out [rows_max, inner]; may be da
+    float *dweight;      // out [rows_max], or NULL
+} SwigluBackward;
+KERNEL_DECLARE(swiglu_backward, SwigluBackward);
+
+DECLARATIONS_END

@@ -1,0 +1,456 @@
+// Groups of ranks and their collectives. Host memory goes through MPI here; device memory through
+// the table of NCCL operations in comm_nccl.c, which only builds with NCCL have. A group of one
+// rank has no link and copies.
+//
+// MPI-3 counts are int, so anything longer than message_bytes_max travels in rounds, with derived
+// datatypes whose extent is the distance between two ranks' blocks (MPI 3.1 section 4.1.7).
+#include "parallel/comm.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/reduce.h"
+#include "parallel/comm_link.h"
+#include "parallel/shard.h"
+
+static const char *const BUG_FIX = "this is a bug of meshwork: please report it";
+static const int TAG = 1; // own communicator, messages in order: one tag is enough
+
+static uint64_t smaller(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+// The operations for a stream's device; NULL means MPI.
+static const CommNccl *nccl_for(Comm comm, Stream stream)
+{
+    if (stream.device != DEVICE_CUDA)
+        return NULL;
+    CHECK(&comm_nccl != NULL && comm.link->nccl, EXIT_CODE_INTERNAL, BUG_FIX,
+          "a CUDA stream in a group of %d ranks that was made for the CPU", comm.ranks);
+    return &comm_nccl;
+}
+
+// A block of `bytes` bytes whose successor begins `stride` bytes further.
+static MPI_Datatype block_type(uint64_t bytes, uint64_t stride)
+{
+    MPI_Datatype plain, block;
+    CHECK_MPI(MPI_Type_contiguous((int)bytes, MPI_BYTE, &plain));
+    CHECK_MPI(MPI_Type_create_resized(plain, 0, (MPI_Aint)stride, &block));
+    CHECK_MPI(MPI_Type_commit(&block));
+    CHECK_MPI(MPI_Type_free(&plain));
+    return block;
+}
+
+bool comm_check_places(const CommPlace *places, int ranks, Error *error)
+{
+    for (int rank = 0; rank < ranks; rank++) {
+        const CommPlace *place = &places[rank];
+        int on_host = 0, twin = -1;
+        for (int other = 0; other < ranks; other++) {
+            if (strcmp(places[other].host, place->host) != 0)
+                continue;
+            on_host++;
+            if (other > rank && twin < 0 && place->uuid[0] &&
+                strcmp(places[other].uuid, place->uuid) == 0)
+                twin = other;
+        }
+        if (place->visible == 0)
+            return error_set(
+                error, EXIT_CODE_HARDWARE,
+                "give the job a GPU per rank (srun --gpus-per-node), or use --device cpu",
+                "rank %d on host %s sees no GPU", rank, place->host);
+        if (on_host > place->visible && (place->visible > 1 || place->device_index >= 1))
+            return error_set(error, EXIT_CODE_HARDWARE,
+                             "start at most as many ranks per host as it has GPUs, or use --device "
+                             "cpu",
+                             "host %s runs %d ranks, but rank %d sees only %d GPU%s", place->host,
+                             on_host, rank, place->visible, place->visible == 1 ? "" : "s");
+        if (twin >= 0)
+            return error_set(error, EXIT_CODE_HARDWARE,
+                             "give each rank its own GPU (do not set CUDA_VISIBLE_DEVICES to one "
+                             "GPU for all), or use --device cpu",
+                             "ranks %d and %d on host %s share one GPU (%s): %d ranks there, %d "
+                             "visible GPU%s",
+                             rank, twin, place->host, place->uuid, on_host, place->visible,
+                             place->visible == 1 ? "" : "s");
+    }
+    return true;
+}
+
+static CommLink *link_create(MPI_Comm mpi, int ranks)
+{
+    CommLink *link = calloc(1, sizeof(*link));
+    CHECK_RULE(link != NULL);
+    link->requests = calloc(2 * (size_t)ranks, sizeof(MPI_Request));
+    CHECK_RULE(link->requests != NULL);
+    link->mpi = mpi;
+    link->message_bytes_max = (uint64_t)1 << 30;
+    // Errors come back as codes, so that they leave with our message and exit code instead of
+    // MPI's.
+    CHECK_MPI(MPI_Comm_set_errhandler(mpi, MPI_ERRORS_RETURN));
+    return link;
+}
+
+static void start_nccl(Comm comm, const Run *run, int device_index)
+{
+    CHECK_ALL(&comm_nccl != NULL, EXIT_CODE_HARDWARE,
+              "install NCCL and build again, or use --device cpu",
+              "%d ranks on GPUs need NCCL, and this build has none", comm.ranks);
+    CommPlace mine = {.device_index = device_index, .visible = device_count(DEVICE_CUDA, NULL, 0)};
+    memcpy(mine.host, run->host, sizeof(mine.host));
+    if (device_index < mine.visible)
+        memcpy(mine.uuid, device_info(DEVICE_CUDA, device_index).uuid, sizeof(mine.uuid));
+    CommPlace *places = calloc((size_t)comm.ranks, sizeof(*places));
+    CHECK_RULE(places != NULL);
+    comm_gather_host(comm, &mine, places, sizeof(mine));
+    Error error = {0};
+    comm_check_places(places, comm.ranks, &error);
+    CHECK_ALL(error.exit_code == 0, error.exit_code, error.fix, "%s", error.what);
+    free(places);
+
+    device_select(DEVICE_CUDA, device_index);
+    char id[COMM_NCCL_ID_BYTES] = {0};
+    if (comm.rank == 0)
+        comm_nccl.make_id(id);
+    CHECK_MPI(MPI_Bcast(id, COMM_NCCL_ID_BYTES, MPI_BYTE, 0, comm.link->mpi));
+    comm.link->nccl = comm_nccl.create(id, comm.rank, comm.ranks);
+    comm.link->nccl_token = device_allocate(DEVICE_CUDA, sizeof(int32_t));
+}
+
+Comm comm_create_world(const Run *run, DeviceKind kind, int device_index)
+{
+    Comm comm = {.rank = run->rank, .ranks = run->ranks};
+    if (comm.ranks == 1)
+        return comm;
+    MPI_Comm mpi;
+    CHECK_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &mpi));
+    comm.link = link_create(mpi, comm.ranks);
+    if (kind == DEVICE_CUDA)
+        start_nccl(comm, run, device_index);
+    return comm;
+}
+
+Comm comm_split(Comm parent, int colour, int key)
+{
+    CHECK_RULE(colour >= 0);
+    if (!parent.link)
+        return parent;
+    MPI_Comm mpi;
+    CHECK_MPI(MPI_Comm_split(parent.link->mpi, colour, key, &mpi));
+    Comm comm = {0};
+    CHECK_MPI(MPI_Comm_rank(mpi, &comm.rank));
+    CHECK_MPI(MPI_Comm_size(mpi, &comm.ranks));
+    void *nccl = NULL;
+    if (parent.link->nccl)
+        nccl = comm_nccl.split(parent.link->nccl, comm.ranks == 1 ? -1 : colour, key);
+    if (comm.ranks == 1) {
+        CHECK_MPI(MPI_Comm_free(&mpi));
+        return comm;
+    }
+    comm.link = link_create(mpi, comm.ranks);
+    comm.link->nccl = nccl;
+    if (nccl)
+        comm.link->nccl_token = device_allocate(DEVICE_CUDA, sizeof(int32_t));
+    return comm;
+}
+
+void comm_destroy(Comm *comm)
+{
+    CommLink *link = comm->link;
+    comm->link = NULL;
+    if (!link)
+        return;
+    if (link->nccl) {
+        comm_nccl.destroy(link->nccl);
+        device_free(DEVICE_CUDA, link->nccl_token);
+    }
+    CHECK_MPI(MPI_Comm_free(&link->mpi));
+    free(link->requests);
+    free(link);
+}
+
+void comm_versions(char *text, size_t bytes)
+{
+    char library[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+    int length = 0;
+    MPI_Get_library_version(library, &length);
+    library[strcspn(library, ",\n")] = 0;
+    char nccl[64] = "none";
+    if (&comm_nccl != NULL)
+        comm_nccl.version(nccl, sizeof(nccl));
+    snprintf(text, bytes, "MPI %s, NCCL %s", library, nccl);
+}
+
+uint64_t comm_take_wire_bytes(Comm comm)
+{
+    if (!comm.link)
+        return 0;
+    uint64_t bytes = comm.link->wire_bytes;
+    comm.link->wire_bytes = 0;
+    return bytes;
+}
+
+static void copy_unless_same(void *to, const void *from, uint64_t bytes, Stream stream)
+{
+    if (to != from && bytes > 0)
+        device_copy(to, from, bytes, stream);
+}
+
+static void mpi_all_gather(CommLink *link, const char *mine, char *all, uint64_t bytes)
+{
+    for (uint64_t done = 0; done < bytes;) {
+        uint64_t now = smaller(bytes - done, link->message_bytes_max);
+        MPI_Datatype block = block_type(now, bytes);
+        CHECK_MPI(MPI_Allgather(mine + done, (int)now, MPI_BYTE, all + done, 1, block, link->mpi));
+        CHECK_MPI(MPI_Type_free(&block));
+        done += now;
+    }
+}
+
+void comm_all_gather(Comm comm, const void *mine, void *all, uint64_t bytes, Stream stream)
+{
+    if (!comm.link) {
+        copy_unless_same(all, mine, bytes, stream);
+        return;
+    }
+    comm_enter(comm, COMM_CALL_ALL_GATHER, bytes * (uint64_t)(comm.ranks - 1));
+    const CommNccl *nccl = nccl_for(comm, stream);
+    if (nccl)
+        nccl->all_gather(comm.link->nccl, mine, all, bytes, stream);
+    else
+        mpi_all_gather(comm.link, mine, all, bytes);
+}
+
+void comm_gather_host(Comm comm, const void *mine, void *all, uint64_t bytes)
+{
+    if (!comm.link) {
+        memcpy(all, mine, bytes);
+        return;
+    }
+    comm_enter(comm, COMM_CALL_AGREE, bytes * (uint64_t)(comm.ranks - 1));
+    mpi_all_gather(comm.link, mine, all, bytes);
+}
+
+void comm_all_to_all(Comm comm, const void *send, void *receive, uint64_t bytes, Stream stream)
+{
+    if (!comm.link) {
+        copy_unless_same(receive, send, bytes, stream);
+        return;
+    }
+    CommLink *link = comm.link;
+    comm_enter(comm, COMM_CALL_ALL_TO_ALL, bytes * (uint64_t)(comm.ranks - 1));
+    const CommNccl *nccl = nccl_for(comm, stream);
+    if (nccl) {
+        nccl->all_to_all(link->nccl, comm, send, receive, bytes, stream);
+        return;
+    }
+    for (uint64_t done = 0; done < bytes;) {
+        uint64_t now = smaller(bytes - done, link->message_bytes_max);
+        MPI_Datatype block = block_type(now, bytes);
+        CHECK_MPI(MPI_Alltoall((const char *)send + done, 1, block, (char *)receive + done, 1,
+                               block, link->mpi));
+        CHECK_MPI(MPI_Type_free(&block));
+        done += now;
+    }
+}
+
+// Pairwise messages instead of MPI_Alltoallv, whose displacements are int: worst-case buffers put a
+// segment far beyond 2^31 bytes even when little travels. Both sides of a pair know its size, so
+// both count the same rounds.
+void comm_all_to_all_v(Comm comm, const void *send, const uint64_t *send_bytes,
+                       const uint64_t *send_offsets, void *receive, const uint64_t *receive_bytes,
+                       const uint64_t *receive_offsets)
+{
+    const char *from = send;
+    char *to = receive;
+    int self = comm.rank;
+    CHECK_RULE(send_bytes[self] == receive_bytes[self]);
+    if (send_bytes[self] > 0)
+        memcpy(to + receive_offsets[self], from + send_offsets[self], send_bytes[self]);
+    if (!comm.link)
+        return;
+    CommLink *link = comm.link;
+    uint64_t longest = 0, sent = 0;
+    for (int rank = 0; rank < comm.ranks; rank++) {
+        if (rank == self)
+            continue;
+        sent += send_bytes[rank];
+        longest = send_bytes[rank] > longest ? send_bytes[rank] : longest;
+        longest = receive_bytes[rank] > longest ? receive_bytes[rank] : longest;
+    }
+    comm_enter(comm, COMM_CALL_ALL_TO_ALL_V, sent);
+    for (uint64_t done = 0; done < longest; done += link->message_bytes_max) {
+        int open = 0;
+        // Starting with the next rank spreads the first messages over all pairs.
+        for (int step = 1; step < comm.ranks; step++) {
+            int source = (self - step + comm.ranks) % comm.ranks;
+            int target = (self + step) % comm.ranks;
+            if (done < receive_bytes[source])
+                CHECK_MPI(
+                    MPI_Irecv(to + receive_offsets[source] + done,
+                              (int)smaller(receive_bytes[source] - done, link->message_bytes_max),
+                              MPI_BYTE, source, TAG, link->mpi, &link->requests[open++]));
+            if (done < send_bytes[target])
+                CHECK_MPI(
+                    MPI_Isend(from + send_offsets[target] + done,
+                              (int)smaller(send_bytes[target] - done, link->message_bytes_max),
+                              MPI_BYTE, target, TAG, link->mpi, &link->requests[open++]));
+        }
+        CHECK_MPI(MPI_Waitall(open, link->requests, MPI_STATUSES_IGNORE));
+    }
+}
+
+static MPI_Datatype mpi_type_of(DType dtype)
+{
+    const struct {
+        DType dtype;
+        MPI_Datatype type;
+    } rows[] = {{DTYPE_F32, MPI_FLOAT},
+                {DTYPE_F64, MPI_DOUBLE},
+                {DTYPE_I32, MPI_INT32_T},
+                {DTYPE_I64, MPI_INT64_T}};
+    for (size_t row = 0; row < COUNT_OF(rows); row++)
+        if (rows[row].dtype == dtype)
+            return rows[row].type;
+    return MPI_DATATYPE_NULL;
+}
+
+static void divide(void *values, int64_t count, DType dtype, int divisor)
+{
+    for (int64_t i = 0; i < count; i++) {
+        if (dtype == DTYPE_F32)
+            ((float *)values)[i] /= (float)divisor;
+        else
+            ((double *)values)[i] /= (double)divisor;
+    }
+}
+
+static void mpi_all_reduce(Comm comm, const char *in, char *out, int64_t count, DType dtype,
+                           CommOp op)
+{
+    const MPI_Op mpi_op[] = {[COMM_SUM] = MPI_SUM,
+                             [COMM_AVG] = MPI_SUM,
+                             [COMM_PRODUCT] = MPI_PROD,
+                             [COMM_MAX] = MPI_MAX,
+                             [COMM_MIN] = MPI_MIN};
+    CommLink *link = comm.link;
+    MPI_Datatype type = mpi_type_of(dtype);
+    uint64_t size = dtype_bytes(dtype, 1), bytes = size * (uint64_t)count;
+    uint64_t step = link->message_bytes_max / size * size;
+    for (uint64_t done = 0; done < bytes; done += step) {
+        int now = (int)(smaller(bytes - done, step) / size);
+        const void *source = in == out ? MPI_IN_PLACE : in + done;
+        CHECK_MPI(MPI_Allreduce(source, out + done, now, type, mpi_op[op], link->mpi));
+    }
+    if (op == COMM_AVG)
+        divide(out, count, dtype, comm.ranks);
+}
+
+void comm_all_reduce(Comm comm, const void *in, void *out, int64_t count, DType dtype, CommOp op,
+                     Stream stream)
+{
+    bool on_cuda = stream.device == DEVICE_CUDA;
+    bool is_integer = dtype == DTYPE_I32 || dtype == DTYPE_I64;
+    CHECK(mpi_type_of(dtype) != MPI_DATATYPE_NULL || (on_cuda && dtype == DTYPE_BF16),
+          EXIT_CODE_INTERNAL, BUG_FIX, "no all-reduce of %s on %s", dtype_row(dtype)->name,
+          device_kind_name(stream.device));
+    CHECK(op != COMM_AVG || !is_integer, EXIT_CODE_INTERNAL, BUG_FIX, "no average of %s",
+          dtype_row(dtype)->name);
+    uint64_t bytes = dtype_bytes(dtype, (uint64_t)count);
+    if (!comm.link) {
+        copy_unless_same(out, in, bytes, stream);
+        return;
+    }
+    // A ring sends every byte but its own share twice.
+    comm_enter(comm, COMM_CALL_ALL_REDUCE,
+               2 * bytes / (uint64_t)comm.ranks * (uint64_t)(comm.ranks - 1));
+    const CommNccl *nccl = nccl_for(comm, stream);
+    if (nccl)
+        nccl->all_reduce(comm.link->nccl, in, out, count, dtype, op, stream);
+    else
+        mpi_all_reduce(comm, in, out, count, dtype, op);
+}
+
+void comm_broadcast(Comm comm, void *data, uint64_t bytes, int root, Stream stream)
+{
+    CHECK_RULE(root >= 0 && root < comm.ranks);
+    if (!comm.link)
+        return;
+    CommLink *link = comm.link;
+    comm_enter(comm, COMM_CALL_BROADCAST,
+               comm.rank == root ? bytes * (uint64_t)(comm.ranks - 1) : 0);
+    const CommNccl *nccl = nccl_for(comm, stream);
+    if (nccl) {
+        nccl->broadcast(link->nccl, data, bytes, root, stream);
+        return;
+    }
+    for (uint64_t done = 0; done < bytes; done += link->message_bytes_max)
+        CHECK_MPI(MPI_Bcast((char *)data + done,
+                            (int)smaller(bytes - done, link->message_bytes_max), MPI_BYTE, root,
+                            link->mpi));
+}
+
+void comm_barrier(Comm comm, Stream stream)
+{
+    if (!comm.link)
+        return;
+    CommLink *link = comm.link;
+    comm_enter(comm, COMM_CALL_BARRIER, 0);
+    const CommNccl *nccl = nccl_for(comm, stream);
+    if (nccl)
+        nccl->all_reduce(link->nccl, link->nccl_token, link->nccl_token, 1, DTYPE_I32, COMM_MAX,
+                         stream);
+    else
+        CHECK_MPI(MPI_Barrier(link->mpi));
+}
+
+int64_t comm_maximum(Comm comm, int64_t value)
+{
+    if (!comm.link)
+        return value;
+    comm_enter(comm, COMM_CALL_AGREE, 2 * sizeof(value));
+    CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_INT64_T, MPI_MAX, comm.link->mpi));
+    return value;
+}
+
+// Scratch, in floats: [ranks][shard] to send (only when count does not divide), [ranks][shard]
+// received, [shard] summed.
+uint64_t comm_ordered_scratch_bytes(Comm comm, int64_t count)
+{
+    if (!comm.link)
+        return 0;
+    return (uint64_t)shard_size(count, comm.ranks) * (2 * (uint64_t)comm.ranks + 1) * sizeof(float);
+}
+
+// Each rank adds one shard of everybody's partials, in rank order, and all gather the shards: no
+// rank's sum is made twice and the order is the same everywhere. Where count does not divide, the
+// last shards are filled up with zeros.
+void comm_all_reduce_ordered(Comm comm, const float *in, float *out, int64_t count, void *scratch,
+                             Stream stream)
+{
+    if (!comm.link || count == 0) {
+        copy_unless_same(out, in, (uint64_t)count * sizeof(float), stream);
+        return;
+    }
+    int64_t shard = shard_size(count, comm.ranks), padded = shard * comm.ranks;
+    uint64_t shard_bytes = (uint64_t)shard * sizeof(float);
+    float *whole = scratch, *received = whole + padded, *summed = received + padded;
+    bool even = padded == count;
+    if (!even) {
+        device_copy(whole, in, (uint64_t)count * sizeof(float), stream);
+        device_fill(whole + count, 0, (uint64_t)(padded - count) * sizeof(float), stream);
+    }
+    comm_all_to_all(comm, even ? in : whole, received, shard_bytes, stream);
+    SumParts sum = {.parts = comm.ranks,
+                    .count = shard,
+                    .part_stride = shard,
+                    .part = received,
+                    .out_dtype = DTYPE_F32,
+                    .out = summed};
+    sum_parts(&sum, stream);
+    comm_all_gather(comm, summed, even ? out : whole, shard_bytes, stream);
+    if (!even)
+        device_copy(out, whole, (uint64_t)count * sizeof(float), stream);
+}

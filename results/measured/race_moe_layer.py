@@ -1,0 +1,154 @@
+"""Race one MoE layer on GPUs: meshwork dp2ep beside a PyTorch program, alternating in one run.
+
+  python3 results/measured/race_moe_layer.py --peer torch_moe_layer.py --program build/meshwork \
+      --rounds 3 --gpus 2 -o results/measured/moe_layer_h200.md
+
+The peer prints lines "moe_layer NAME W=.. skew=.. T/rank=.. fwd_ms=.. .. step_ms=..". Each round runs, for every number of
+GPUs and every routing, the peer and then ours (the order flips each round). The table holds the median over rounds of
+each program's own median, the smallest and largest round, and the ratio of the medians; clocks are read before and after.
+Ours runs twice per cell: --no-exact (the one that is compared) and --exact (its price).
+"""
+import argparse, json, os, re, statistics, subprocess, sys, time
+
+SHAPES = {  # name: tokens per rank, hidden, experts, top_k, inner
+    "qwen1.5-moe": (16384, 2048, 60, 4, 1408),
+    "qwen3-30b-a3b": (16384, 2048, 128, 8, 768),
+    "dsv3-like": (8192, 7168, 64, 8, 2048),
+}
+ENVIRONMENT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", NCCL_NVLS_ENABLE="0",
+                   TORCH_COMPILE_DISABLE="1")
+
+
+def run(words, extra=None, limit_s=240):
+    done = subprocess.run(words, env=dict(ENVIRONMENT, **(extra or {})), capture_output=True, text=True, timeout=limit_s)
+    if done.returncode != 0:
+        print("FAILED", " ".join(words), done.returncode, done.stdout[-1500:], done.stderr[-3000:], file=sys.stderr, flush=True)
+    return done.stdout
+
+
+def clocks():
+    query = "--query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active"
+    return run(["nvidia-smi", query, "--format=csv,noheader"]).strip().replace("\n", " | ")
+
+
+def run_peer(peer, gpus, skew):
+    words = ["python3", peer] if gpus == 1 else ["torchrun", "--nproc_per_node", str(gpus), peer]
+    if gpus > 1:
+        words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(gpus), peer]
+    cells = {}
+    for line in run(words, {"SKEW": str(skew)} if skew else None).splitlines():
+        found = re.match(r"moe_layer (\S+) W=\d+ .*fwd_ms=([\d.]+) .*step_ms=([\d.]+)", line)
+        if found:
+            cells[found[1]] = (float(found[2]), float(found[3]))
+    return cells
+
+
+def median_ms(result, measurement, span="total"):
+    for m in result["measurements"]:
+        if m["name"] == measurement:
+            for s in m["spans"]:
+                if s["name"] == span:
+                    return 1e3 * s["statistics"]["median"]
+    return float("nan")
+
+
+def run_ours(program, name, gpus, skew, exact, check):
+    tokens, hidden, experts, top_k, inner = SHAPES[name]
+    words = [program, "dp2ep", "--device", "cuda", "--mesh", f"ep={gpus}", "--experts", str(experts), "--top_k", str(top_k),
+             "--dim", str(hidden), "--hidden", str(inner), "--tokens", str(tokens), "--score", "softmax", "--dtype", "bf16",
+             "--routing", f"skew:{skew}" if skew else "model", "--samples", "20", "--timeout", "6", "--json",
+             "--exact" if exact else "--no-exact", "--check" if check else "--no-check"]
+    words = ["mpirun", "-n", str(gpus), "--bind-to", "none"] + words
+    text = run(words)
+    try:
+        return json.loads(text), words
+    except ValueError:
+        print("no JSON:", text[-500:], file=sys.stderr, flush=True)
+        return None, words
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--peer", required=True)
+    p.add_argument("--program", default="build/meshwork")
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--gpus", default="1,2")
+    p.add_argument("--skews", default="0,7")
+    p.add_argument("--shapes", default=",".join(SHAPES))
+    p.add_argument("--raw", help="every result, one JSON line each")
+    p.add_argument("-o", required=True)
+    a = p.parse_args()
+    cells, commands, checks, last = {}, set(), {}, {}
+    started, before = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), clocks()
+    raw = open(a.raw, "w") if a.raw else None
+    for round_index in range(a.rounds):
+        for gpus in map(int, a.gpus.split(",")):
+            for skew in map(int, a.skews.split(",")):
+                def peer_turn():
+                    for name, (forward, step) in run_peer(a.peer, gpus, skew).items():
+                        cells.setdefault((name, gpus, skew), {}).setdefault("peer", []).append((forward, step))
+
+                def our_turn():
+                    for name in a.shapes.split(","):
+                        for exact in (False, True):
+                            result, words = run_ours(a.program, name, gpus, skew, exact, round_index == 0)
+                            if not result:
+                                continue
+                            who = "exact" if exact else "fast"
+                            commands.add(" ".join(words))
+                            pair = (median_ms(result, "forward"), median_ms(result, "step"))
+                            cells.setdefault((name, gpus, skew), {}).setdefault(who, []).append(pair)
+                            last[(name, gpus, skew, who)] = result
+                            for check in result["checks"]:
+                                checks.setdefault((name, gpus, skew, who), []).append((check["name"], check["verdict"]))
+                            if raw:
+                                raw.write(json.dumps({"round": round_index, "cell": [name, gpus, skew, who], "ms": pair}) + "\n")
+                for turn in (peer_turn, our_turn) if round_index % 2 == 0 else (our_turn, peer_turn):
+                    turn()
+                print(f"round {round_index} gpus {gpus} skew {skew} done at {time.strftime('%H:%M:%S')}", flush=True)
+    write(a, cells, checks, last, sorted(commands), started, before)
+
+
+def spread(values):
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def write(a, cells, checks, last, commands, started, before):
+    with open(a.o, "w") as f:
+        f.write("# One MoE layer on H200: meshwork dp2ep beside PyTorch eager\n\n")
+        f.write(f"Started {started}; {a.rounds} rounds, programs alternating. Milliseconds: median of rounds (smallest-largest).\n")
+        f.write(f"Clocks, power, temperature, throttle reasons before: {before}; after: {clocks()}\n\n")
+        f.write("| layer | GPUs | skew | PyTorch fwd | ours fwd | ratio | exact fwd | PyTorch step | ours step | ratio | exact step |\n")
+        f.write("|---|---|---|---|---|---|---|---|---|---|---|\n")
+        for (name, gpus, skew), who in sorted(cells.items()):
+            row = [name, str(gpus), str(skew or "even")]
+            for part in (0, 1):
+                peer = [v[part] for v in who.get("peer", [])]
+                fast = [v[part] for v in who.get("fast", [])]
+                exact = [v[part] for v in who.get("exact", [])]
+                row += [spread(peer) if peer else "-", spread(fast) if fast else "-",
+                        f"{statistics.median(peer) / statistics.median(fast):.2f}x" if peer and fast else "-",
+                        spread(exact) if exact else "-"]
+            f.write("| " + " | ".join(row) + " |\n")
+        f.write("\nRatio: PyTorch over ours, above 1 is ours ahead.\n\n## Phases, last round, --no-exact (medians, ms; enqueued, not in a graph)\n\n")
+        for (name, gpus, skew, who), result in sorted(last.items()):
+            if who != "fast":
+                continue
+            f.write(f"\n### {name}, {gpus} GPU, skew {skew or 'even'}\n\n| span | ms | floor ms | TFLOP/s | GB/s memory | wire MB | logical MB | wire GB/s |\n|---|---|---|---|---|---|---|---|\n")
+            for m in result["measurements"]:
+                if m["name"] != "phases":
+                    continue
+                for s in m["spans"]:
+                    t = s["statistics"]["median"]
+                    f.write(f"| {s['name']} | {1e3 * t:.3f} | {1e3 * s['floor_s']:.3f} | {s['flops'] / t / 1e12:.0f} | {s['memory_bytes'] / t / 1e9:.0f} |"
+                            f" {s['wire_bytes'] / 1e6:.1f} | {s['logical_bytes'] / 1e6:.1f} | {s['wire_bytes'] / t / 1e9:.0f} |\n")
+            f.write(f"\nceilings: {json.dumps(result['run'].get('extra', result['run']).get('ceilings'))}; transport {result['run'].get('extra', result['run']).get('transport')}\n")
+        f.write("\n## Checks in the same runs\n\n")
+        for key, found in sorted(checks.items()):
+            f.write(f"- {key[0]}, {key[1]} GPU, skew {key[2] or 'even'}, {key[3]}: " + "; ".join(f"{n}: {v}" for n, v in found) + "\n")
+        f.write("\n## Commands\n\n    python3 results/measured/race_moe_layer.py " + " ".join(sys.argv[1:]) + "\n")
+        for command in commands:
+            f.write(f"    {command}\n")
+
+
+main()

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The layers in tests/golden are what PyTorch computes from their inputs, today as on the day they were made.
+# $1: the source folder. Skipped (77) where python3 has no torch. PYTHON (environment) names another python.
+# labels: oracle
+set -euo pipefail
+cd "${1:-.}/tests/golden"
+
+python=${PYTHON:-python3}
+if ! "$python" -c 'import torch, safetensors' 2>/dev/null; then
+    echo "skipped: $python has no torch or no safetensors"
+    exit 77
+fi
+PYTHONDONTWRITEBYTECODE=1 "$python" make_moe_layers.py check moe_layers/*.safetensors
