@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PIECE_ALIGNMENT = 256, CHUNK_BYTES = 64 << 20, POISON_BYTES_MAX = 64 << 20 };
+enum { PIECE_ALIGNMENT = 256, CHUNK_BYTES = 64 << 20, MARKED_BYTES_MAX = 64 << 20 };
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -71,6 +71,28 @@ static bool on_host(const Arena *arena)
     return arena->place != MEMORY_DEVICE || arena->kind == DEVICE_CPU;
 }
 
+// Worst-case buffers stay untouched: of a piece only this much is poisoned or marked for the
+// sanitizer.
+static uint64_t marked_bytes(uint64_t bytes)
+{
+    return bytes < MARKED_BYTES_MAX ? bytes : MARKED_BYTES_MAX;
+}
+
+// For the sanitizer: a piece of `bytes` was pushed or released that occupies `taken` bytes with the
+// gap behind it.
+static void open_ground(uint8_t *memory, uint64_t bytes, uint64_t taken)
+{
+    ASAN_UNPOISON_MEMORY_REGION(memory, marked_bytes(taken));
+    if (GAP_BYTES > 0)
+        ASAN_POISON_MEMORY_REGION(memory + bytes, taken - bytes);
+}
+
+static void close_ground(uint8_t *memory, uint64_t bytes, uint64_t taken)
+{
+    ASAN_UNPOISON_MEMORY_REGION(memory + bytes, taken - bytes);
+    ASAN_POISON_MEMORY_REGION(memory, marked_bytes(taken));
+}
+
 Arena *arena_create(MemoryPlace place, DeviceKind kind)
 {
     Arena *arena = calloc(1, sizeof(*arena));
@@ -86,10 +108,11 @@ void arena_destroy(Arena *arena)
     if (!arena)
         return;
     const DeviceOperations *owner = owner_operations(arena);
+    arena_release(arena, (ArenaMark){.pieces = 0});
     for (int i = 0; i < arena->chunk_count; i++) {
         const Chunk *chunk = &arena->chunks[i];
         if (on_host(arena))
-            ASAN_UNPOISON_MEMORY_REGION(chunk->memory, chunk->bytes);
+            ASAN_UNPOISON_MEMORY_REGION(chunk->memory, marked_bytes(chunk->bytes));
         if (arena->place == MEMORY_PINNED)
             owner->pinned_release(chunk->memory);
         else
@@ -142,9 +165,7 @@ static void poison(const Arena *arena, void *memory, uint64_t bytes)
 {
 #ifndef NDEBUG
     Stream stream = {.device = on_host(arena) ? DEVICE_CPU : arena->kind};
-    if (on_host(arena) && bytes > POISON_BYTES_MAX) // worst-case buffers stay untouched
-        bytes = POISON_BYTES_MAX;
-    device_fill(memory, 0xFF, bytes, stream);
+    device_fill(memory, 0xFF, on_host(arena) ? marked_bytes(bytes) : bytes, stream);
     stream_wait(stream);
 #else
     (void)arena, (void)memory, (void)bytes;
@@ -175,11 +196,8 @@ void *arena_push(Arena *arena, uint64_t bytes, MemoryCategory category)
     arena->now_bytes[category] += bytes;
     if (arena->now_bytes[category] > arena->peak_bytes[category])
         arena->peak_bytes[category] = arena->now_bytes[category];
-    if (on_host(arena)) {
-        ASAN_UNPOISON_MEMORY_REGION(memory, taken);
-        if (GAP_BYTES > 0)
-            ASAN_POISON_MEMORY_REGION(memory + bytes, taken - bytes);
-    }
+    if (on_host(arena))
+        open_ground(memory, bytes, taken);
     poison(arena, memory, bytes);
     return memory;
 }
@@ -196,8 +214,8 @@ void arena_release(Arena *arena, ArenaMark mark)
         const Piece *piece = &arena->pieces[--arena->piece_count];
         Chunk *chunk = &arena->chunks[piece->chunk];
         if (on_host(arena))
-            ASAN_POISON_MEMORY_REGION(chunk->memory + piece->chunk_used_before,
-                                      chunk->used_bytes - piece->chunk_used_before);
+            close_ground(chunk->memory + piece->chunk_used_before, piece->asked_bytes,
+                         chunk->used_bytes - piece->chunk_used_before);
         chunk->used_bytes = piece->chunk_used_before;
         arena->now_bytes[piece->category] -= piece->asked_bytes;
     }

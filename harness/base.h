@@ -1,4 +1,5 @@
-// base.h -- what every header needs: the C linkage guard for headers that nvcc reads as C++, and the integer types.
+// base.h -- what every header needs: the C linkage guard for headers that nvcc reads as C++, and
+// the integer types.
 #pragma once
 
 #include <stdbool.h>

@@ -11,7 +11,7 @@
 // - Streams do not synchronise with the legacy default stream.
 // Source: CUDA Runtime API reference (NVIDIA); NVTX 3.
 #include "harness/device_operations.h"
-#include "harness/nvml.h"
+#include "harness/gpu_driver.h"
 
 #include <cuda_runtime_api.h>
 #include <nvtx3/nvToolsExt.h>
@@ -62,7 +62,7 @@ static void format_versions(char *text, size_t bytes)
     CHECK_CUDA(cudaDriverGetVersion(&driver));
     CHECK_CUDA(cudaRuntimeGetVersion(&runtime));
     char module[32] = "", why[DEVICE_TEXT_BYTES];
-    bool known = nvml_driver_version(module, sizeof(module), why, sizeof(why));
+    bool known = gpu_driver_version(module, sizeof(module), why, sizeof(why));
     snprintf(text, bytes, "driver %s (CUDA %d.%d), runtime %d.%d", known ? module : "unknown",
              driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
 }
@@ -96,7 +96,7 @@ static DeviceState cuda_state(int index)
 {
     char pci[DEVICE_TEXT_BYTES] = "";
     CHECK_CUDA(cudaDeviceGetPCIBusId(pci, (int)sizeof(pci), index));
-    return nvml_device_state(pci);
+    return gpu_driver_state(pci);
 }
 
 static Stream cuda_stream_create(void)

@@ -110,10 +110,10 @@ static void look_build(DoctorLine *line)
 
 static void look_cpu(DoctorLine *line)
 {
-    char model[128], quota_text[64], socket_count[32];
+    char model[128], quota_text[64], nodes[32];
     read_key("/proc/cpuinfo", "model name", model, sizeof(model));
     read_key("/sys/fs/cgroup/cpu.max", "", quota_text, sizeof(quota_text));
-    read_key("/sys/devices/system/node/online", "", socket_count, sizeof(socket_count));
+    read_key("/sys/devices/system/node/online", "", nodes, sizeof(nodes));
     cpu_set_t mask[MASK_SETS];
     memset(mask, 0, sizeof(mask));
     sched_getaffinity(0, sizeof(mask), mask);
@@ -122,7 +122,7 @@ static void look_cpu(DoctorLine *line)
     bool limited = sscanf(quota_text, "%lld %lld", &quota, &period) == 2 && period > 0;
     found(line, "%s, %d of %ld cores in this process's affinity, NUMA nodes %s",
           model[0] ? model : "unknown model", cores, sysconf(_SC_NPROCESSORS_ONLN),
-          socket_count[0] ? socket_count : "unknown");
+          nodes[0] ? nodes : "unknown");
     if (limited && quota < period * cores)
         costs(line, DOCTOR_WARNING,
               "the container may use %.1f cores at a time, but shows %d: set OMP_NUM_THREADS, or "
@@ -285,7 +285,6 @@ static int count_known_loop(int rounds, long long *instructions)
         }
         code = PAPI_stop(set, instructions);
     }
-    PAPI_shutdown();
     return code;
 }
 
@@ -297,9 +296,11 @@ static void look_papi(DoctorLine *line)
     int version = PAPI_library_init(PAPI_VER_CURRENT);
     long long instructions = 0;
     int code = version == PAPI_VER_CURRENT ? count_known_loop(ROUNDS, &instructions) : version;
+    const char *outcome = code == PAPI_OK ? "counters work" : PAPI_strerror(code);
     found(line, "PAPI %d.%d, perf_event_paranoid %s, %s", PAPI_VERSION_MAJOR(PAPI_VERSION),
           PAPI_VERSION_MINOR(PAPI_VERSION), level[0] ? level : "unknown",
-          code == PAPI_OK ? "counters work" : PAPI_strerror(code));
+          outcome ? outcome : "it does not start");
+    PAPI_shutdown();
     if (code == PAPI_EPERM)
         costs(line, DOCTOR_ABSENT,
               "no CPU counters in profiles: sysctl kernel.perf_event_paranoid=2, "

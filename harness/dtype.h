@@ -1,6 +1,7 @@
 // dtype.h -- the element types that tensors and files may have, as one table.
 //
-// Names and tags are those of the safetensors container (huggingface/safetensors), which is also what users see.
+// Names and tags are those of the safetensors container (huggingface/safetensors), which is also
+// what users see.
 #pragma once
 
 #include "harness/base.h"
@@ -40,9 +41,9 @@ typedef struct DTypeRow {
     bool computes;    // storage type of dp2ep and friends (f32, bf16)
 } DTypeRow;
 
-const DTypeRow *dtype_row(DType dtype);                    // Local
-bool dtype_find_tag(const char *tag, DType *dtype);         // Local. False if there is no such tag
-bool dtype_find_name(const char *name, DType *dtype);       // Local
+const DTypeRow *dtype_row(DType dtype);               // Local
+bool dtype_find_tag(const char *tag, DType *dtype);   // Local. False if there is no such tag
+bool dtype_find_name(const char *name, DType *dtype); // Local
 // Local. Bytes of `elements` values; sub-byte types round up to whole bytes.
 uint64_t dtype_bytes(DType dtype, uint64_t elements);
 

@@ -389,24 +389,21 @@ void option_format(const Option *option, const void *params, char *text, size_t 
     }
 }
 
+// Words go to the next line whole; no line ends in a space.
 static void print_wrapped(FILE *file, const char *text, int indent, int width)
 {
     int column = indent;
-    while (*text) {
+    for (text += strspn(text, " "); *text; text += strspn(text, " ")) {
         int length = (int)strcspn(text, " ");
-        if (column + length > width && column > indent) {
+        bool first = column == indent;
+        if (!first && column + 1 + length > width) {
             fprintf(file, "\n%*s", indent, "");
             column = indent;
+            first = true;
         }
-        fprintf(file, "%.*s", length, text);
-        column += length;
+        fprintf(file, "%s%.*s", first ? "" : " ", length, text);
+        column += length + !first;
         text += length;
-        if (*text == ' ') {
-            if (column < width)
-                fputc(' ', file);
-            column++;
-            text++;
-        }
     }
     fputc('\n', file);
 }

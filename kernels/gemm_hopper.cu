@@ -1,40 +1,48 @@
-// gemm_hopper.cu -- the grouped product on Hopper's tensor cores: bf16 in, f32 sums, bf16 or f32 out.
+// gemm_hopper.cu -- the grouped product on Hopper's tensor cores: bf16 in, f32 sums, bf16 or f32
+// out.
 //
-// One block per multiprocessor stays for the whole product and takes tile after tile of c, 128 rows x 256 columns
-// (gemm_walk.cuh). Its 12 warps have two jobs:
+// One block per multiprocessor stays for the whole product and takes tile after tile of c, 128 rows
+// x 256 columns (gemm_walk.cuh). Its 12 warps have two jobs:
 //
-//   load      4 warps fill a ring of 4 stages in shared memory, each the 64 next terms of a and b (16 + 32 KiB). What lies
-//             dense in memory comes through the copy engine (TMA tensor maps, one thread); rows gathered through an index,
-//             and the last rows of a weight gradient's sum, which must end in zeros and not in the next group's rows, come
-//             as 16-byte cp.async by all 128 threads.
-//   multiply  2 x 4 warps each own 64 rows x 256 columns of the tile: wgmma m64n256k16 straight from shared memory into
-//             128 registers a thread. A half without rows only keeps the ring moving; a tile of at most 128 columns uses
-//             m64n128k16. Sums leave through a small buffer per warp, so that global stores are whole 256-byte lines.
+//   load      4 warps fill a ring of 4 stages in shared memory, each the 64 next terms of a and b
+//   (16 + 32 KiB). What lies
+//             dense in memory comes through the copy engine (TMA tensor maps, one thread); rows
+//             gathered through an index, and the last rows of a weight gradient's sum, which must
+//             end in zeros and not in the next group's rows, come as 16-byte cp.async by all 128
+//             threads.
+//   multiply  2 x 4 warps each own 64 rows x 256 columns of the tile: wgmma m64n256k16 straight
+//   from shared memory into
+//             128 registers a thread. A half without rows only keeps the ring moving; a tile of at
+//             most 128 columns uses m64n128k16. Sums leave through a small buffer per warp, so that
+//             global stores are whole 256-byte lines.
 //
-// A stage passes from one job to the other by two mbarriers: `full` (bytes have come, gatherers have arrived) and `empty`
-// (8 warps have read it).
+// A stage passes from one job to the other by two mbarriers: `full` (bytes have come, gatherers
+// have arrived) and `empty` (8 warps have read it).
 //
-// Both operands lie in shared memory as the tensor core wants them, in blocks of 64 elements (128 bytes) a line with the
-// 128-byte swizzle: 16-byte piece p of line l stands at place p ^ (l % 8). Where terms are contiguous in memory (a and b
-// of NT, a of NN) a line is a row with 64 terms, "K-major"; elsewhere a line is a term with 64 rows or columns of c,
-// "MN-major", and one such panel of 64 lines (8 KiB) follows the other. The descriptor's fields for that are: start / 16;
-// distance between panels / 16 at bit 16 (MN-major only); distance between groups of 8 lines = 1024 / 16 at bit 32; 1 at
-// bit 62 = 128-byte swizzle. The next 16 terms are 32 bytes on (K-major) or 16 lines = 2048 bytes on (MN-major).
+// Both operands lie in shared memory as the tensor core wants them, in blocks of 64 elements (128
+// bytes) a line with the 128-byte swizzle: 16-byte piece p of line l stands at place p ^ (l % 8).
+// Where terms are contiguous in memory (a and b of NT, a of NN) a line is a row with 64 terms,
+// "K-major"; elsewhere a line is a term with 64 rows or columns of c, "MN-major", and one such
+// panel of 64 lines (8 KiB) follows the other. The descriptor's fields for that are: start / 16;
+// distance between panels / 16 at bit 16 (MN-major only); distance between groups of 8 lines = 1024
+// / 16 at bit 32; 1 at bit 62 = 128-byte swizzle. The next 16 terms are 32 bytes on (K-major) or 16
+// lines = 2048 bytes on (MN-major).
 //
-// Every row runs through the same instructions in the same order of terms, whichever tile, half or group it lies in.
-// Limit: the tensor cores (and the power cap); shared memory serves them 80 of its 128 bytes a cycle.
+// Every row runs through the same instructions in the same order of terms, whichever tile, half or
+// group it lies in. Limit: the tensor cores (and the power cap); shared memory serves them 80 of
+// its 128 bytes a cycle.
 //
 // Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions" and "Tensor maps".
-#include "kernels/gemm_hopper.cuh"
 #include "kernels/cuda_common.cuh"
+#include "kernels/gemm_hopper.cuh"
 #include "kernels/gemm_ptx.cuh"
 #include "kernels/gemm_walk.cuh"
 
 enum {
     TILE_ROWS = 128,
     TILE_COLUMNS = 256,
-    HALF_ROWS = 64, // of the tile: one warpgroup's
-    TERMS = 64,     // per stage: one line of 128 bytes
+    HALF_ROWS = 64,  // of the tile: one warpgroup's
+    TERMS = 64,      // per stage: one line of 128 bytes
     STEP_TERMS = 16, // per wgmma
     STAGES = 4,
     LINE_BYTES = 128,
@@ -42,13 +50,13 @@ enum {
     A_BYTES = TILE_ROWS * LINE_BYTES,
     B_BYTES = TILE_COLUMNS * LINE_BYTES,
     STAGE_BYTES = A_BYTES + B_BYTES,
-    LOAD_THREADS = 128,
+    LOAD_WARPS = 4,
+    LOAD_THREADS = 32 * LOAD_WARPS,
     MULTIPLY_WARPS = 8,
     THREADS = LOAD_THREADS + 32 * MULTIPLY_WARPS,
     LOAD_REGISTERS = 56,
-    MULTIPLY_REGISTERS = 224, // 128 * 56 + 256 * 224 registers fill the multiprocessor
-    COPY_LAG = 2,             // stages whose cp.async may be under way before the oldest is waited for
-    OUT_LINE_BYTES = 256,     // of c, per row and pass of the epilogue
+    MULTIPLY_REGISTERS = 224,              // 128 * 56 + 256 * 224 registers fill the multiprocessor
+    OUT_LINE_BYTES = 256,                  // of c, per row and pass of the epilogue
     OUT_PITCH_BYTES = OUT_LINE_BYTES + 16, // neighbouring rows start in different banks
     OUT_WARP_BYTES = 16 * OUT_PITCH_BYTES,
     BARRIERS_AT = STAGES * STAGE_BYTES,
@@ -62,10 +70,22 @@ static_assert(LOAD_THREADS * LOAD_REGISTERS + 32 * MULTIPLY_WARPS * MULTIPLY_REG
 // Addresses in shared memory.
 struct Ring {
     uint32_t base;
-    __device__ uint32_t a(uint32_t stage) const { return base + stage * STAGE_BYTES; }
-    __device__ uint32_t b(uint32_t stage) const { return a(stage) + A_BYTES; }
-    __device__ uint32_t full(uint32_t stage) const { return base + BARRIERS_AT + stage * 16; }
-    __device__ uint32_t empty(uint32_t stage) const { return full(stage) + 8; }
+    __device__ uint32_t a(uint32_t stage) const
+    {
+        return base + stage * STAGE_BYTES;
+    }
+    __device__ uint32_t b(uint32_t stage) const
+    {
+        return a(stage) + A_BYTES;
+    }
+    __device__ uint32_t full(uint32_t stage) const
+    {
+        return base + BARRIERS_AT + stage * 16;
+    }
+    __device__ uint32_t empty(uint32_t stage) const
+    {
+        return full(stage) + 8;
+    }
 };
 
 // How many times the ring has gone round when chunk `number` is due decides the parity to wait for.
@@ -77,192 +97,153 @@ static __device__ __forceinline__ uint32_t parity_of(uint32_t number)
 template <GemmForm FORM, bool GATHER_A, bool GATHER_B> struct Variant {
     static constexpr bool a_is_mn_major = FORM == GEMM_TN;
     static constexpr bool b_is_mn_major = FORM != GEMM_NT;
-    // The 128 threads copy rows themselves: gathered ones, or the zeros after the end of a weight gradient's sum.
+    // The loading warps copy lines themselves: gathered ones, or the zeros after a weight
+    // gradient's last term.
     static constexpr bool threads_copy = GATHER_A || GATHER_B || FORM == GEMM_TN;
     static constexpr bool engine_copies = FORM != GEMM_TN || !GATHER_A || !GATHER_B;
-    static constexpr uint32_t full_arrivals = (engine_copies ? 1 : 0) + (threads_copy ? 4 : 0);
+    static constexpr uint32_t full_arrivals = (engine_copies ? 1 : 0) + (threads_copy ? 1 : 0);
 };
 
-// ---- load ------------------------------------------------------------------------------------------------------------
+// ---- load
+// ------------------------------------------------------------------------------------------------------------
 
-// K-major a with gathered rows: thread t copies piece t % 8 of rows t / 8 + 16 i.
-struct RowGather {
-    const Bf16 *row[8]; // NULL: past the group's end
-    int piece;
+// Where a warp finds the lines it copies: its lane l knows the row of lines l, l + 32, ...
+template <int LINES> struct LineRows {
+    uint32_t row[LINES / 32];
 };
 
-static __device__ __forceinline__ RowGather row_gather_begin(const GroupedGemm &args,
-                                                             const GemmTile &tile)
+// Lines are the `lines_left` rows of the row space from first_row on.
+template <int LINES>
+static __device__ __forceinline__ LineRows<LINES> line_rows(const int32_t *index, int first_row,
+                                                            int lines_left)
 {
-    RowGather gather;
-    gather.piece = threadIdx.x % 8;
+    LineRows<LINES> rows;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const int r = threadIdx.x / 8 + 16 * i;
-        gather.row[i] = NULL;
-        if (r < tile.rows_left) {
-            const int64_t source = __ldg(args.a_index + tile.group_first + tile.row + r);
-            gather.row[i] = (const Bf16 *)args.a + source * args.a_stride;
-        }
-    }
-    return gather;
-}
-
-static __device__ __forceinline__ void row_gather_copy(const RowGather &gather, uint32_t to,
-                                                       const void *somewhere, int64_t term,
-                                                       int64_t terms)
-{
-    const int64_t at = term + 8 * gather.piece;
-    const int line = threadIdx.x / 8;
-    to += line * LINE_BYTES + ((gather.piece ^ (line % 8)) * 16);
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const bool real = gather.row[i] && at < terms;
-        ptx_copy_16(to + i * 16 * LINE_BYTES, real ? gather.row[i] + at : somewhere, real ? 16 : 0);
-    }
-}
-
-// MN-major operand of TN: which rows the next 64 terms are. Lane l of every warp knows terms l and l + 32.
-struct TermRows {
-    int row[2];
-};
-
-static __device__ __forceinline__ TermRows term_rows(const int32_t *index, const GemmTile &tile,
-                                                     int64_t term)
-{
-    TermRows rows;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int64_t at = term + threadIdx.x % 32 + 32 * i;
-        const int64_t row = tile.group_first + at;
-        rows.row[i] = at >= tile.sum_length ? 0 : index ? __ldg(index + row) : (int)row;
+    for (int i = 0; i < LINES / 32; i++) {
+        const int line = (int)threadIdx.x % 32 + 32 * i, row = first_row + line;
+        rows.row[i] = line >= lines_left ? 0 : index ? (uint32_t)__ldg(index + row) : (uint32_t)row;
     }
     return rows;
 }
 
-// Copies 64 terms x 64 PANELS columns; zeros past the last term and the last column.
-template <int PANELS>
-static __device__ __forceinline__ void term_rows_copy(const TermRows &rows, uint32_t to,
-                                                      const void *matrix, int64_t stride,
-                                                      int64_t column, int64_t columns,
-                                                      int64_t terms_left)
+// A warp copies lines of 64 PANELS elements from `column` on; zeros after the last line and the
+// last column. An address is one shuffle and one wide multiply-add away.
+template <int LINES, int PANELS>
+static __device__ __forceinline__ void lines_copy(const LineRows<LINES> &rows, uint32_t to,
+                                                  const void *matrix, uint32_t stride_bytes,
+                                                  int column, int columns, int lines_left)
 {
-    constexpr int PIECES = 8 * PANELS, LINES_AT_ONCE = LOAD_THREADS / PIECES;
-    const int piece = threadIdx.x % PIECES;
-    const Bf16 *source = (const Bf16 *)matrix + column + 8 * piece;
+    constexpr int PIECES = 8 * PANELS, AT_ONCE = 32 / PIECES;
+    const int lane = threadIdx.x % 32, piece = lane % PIECES;
     const bool column_real = column + 8 * piece < columns;
+    const uint8_t *source =
+        (const uint8_t *)matrix + (column_real ? 2 * (int64_t)(column + 8 * piece) : 0);
+    const int lines = column_real ? min(lines_left, (int)LINES) : 0;
     to += piece / 8 * PANEL_BYTES;
-#pragma unroll 4
-    for (int i = 0; i < 64 / LINES_AT_ONCE; i++) {
-        const int line = threadIdx.x / PIECES + i * LINES_AT_ONCE;
-        const int row = __shfl_sync(~0u, 
-                                   i * LINES_AT_ONCE < 32 ? rows.row[0] : rows.row[1], line % 32);
-        const bool real = column_real && line < terms_left;
-        ptx_copy_16(to + line * LINE_BYTES + ((piece ^ line) % 8) * 16,
-                    real ? (const void *)(source + row * stride) : matrix, real ? 16 : 0);
+#pragma unroll
+    for (int part = 0; part < LINES / 32; part++) {
+#pragma unroll 8
+        for (int i = 0; i < 32; i += AT_ONCE) {
+            const int line = 32 * part + i + lane / PIECES;
+            const uint32_t row = __shfl_sync(~0u, rows.row[part], line % 32);
+            ptx_copy_16(to + line * LINE_BYTES + (piece ^ line) % 8 * 16,
+                        source + (uint64_t)row * stride_bytes, line < lines ? 16 : 0);
+        }
     }
 }
 
 // One thread: the copy engine brings what lies dense.
 template <GemmForm FORM, bool LOAD_A, bool LOAD_B>
-static __device__ __forceinline__ void engine_load(const Ring &ring, uint32_t stage,
-                                                   const CUtensorMap *map_a,
-                                                   const CUtensorMap *map_b, const GemmTile &tile,
-                                                   int64_t term)
+static __device__ __forceinline__ void
+engine_load(const Ring &ring, uint32_t stage, const CUtensorMap *map_a, const CUtensorMap *map_b,
+            const GemmTile &tile, int term)
 {
     const uint32_t full = ring.full(stage);
     ptx_barrier_arrive_expect(full, (LOAD_A ? A_BYTES : 0) + (LOAD_B ? B_BYTES : 0));
-    const int first_row = (int)(tile.group_first + (FORM == GEMM_TN ? term : tile.row));
+    const int first_row = tile.group_first + (FORM == GEMM_TN ? term : tile.row);
     if (LOAD_A && FORM != GEMM_TN)
-        ptx_tensor_load_2d(ring.a(stage), map_a, (int)term, first_row, full);
+        ptx_tensor_load_2d(ring.a(stage), map_a, term, first_row, full);
     if (LOAD_A && FORM == GEMM_TN) {
 #pragma unroll
         for (int i = 0; i < TILE_ROWS / 64; i++)
-            ptx_tensor_load_2d(ring.a(stage) + i * PANEL_BYTES, map_a, (int)tile.row + 64 * i,
-                               first_row, full);
+            ptx_tensor_load_2d(ring.a(stage) + i * PANEL_BYTES, map_a, tile.row + 64 * i, first_row,
+                               full);
     }
 #pragma unroll
     for (int i = 0; LOAD_B && i < (FORM == GEMM_NT ? 1 : TILE_COLUMNS / 64); i++) {
         const uint32_t to = ring.b(stage) + i * PANEL_BYTES;
-        const int column = (int)tile.column + 64 * i;
+        const int column = tile.column + 64 * i;
         if (FORM == GEMM_NT)
-            ptx_tensor_load_3d(to, map_b, (int)term, column, tile.group, full);
+            ptx_tensor_load_3d(to, map_b, term, column, tile.group, full);
         else if (FORM == GEMM_NN)
-            ptx_tensor_load_3d(to, map_b, column, (int)term, tile.group, full);
+            ptx_tensor_load_3d(to, map_b, column, term, tile.group, full);
         else
             ptx_tensor_load_2d(to, map_b, column, first_row, full);
     }
 }
 
-// The copies of chunk `number` and earlier have landed: makes them visible and says so.
-static __device__ __forceinline__ void copies_landed(const Ring &ring, uint32_t number)
-{
-    ptx_proxy_fence();
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        ptx_barrier_arrive(ring.full(number % STAGES));
-}
-
+// The warps take turns, chunk by chunk, so that up to four chunks are on their way while each warp
+// waits for its own.
 template <GemmForm FORM, bool GATHER_A, bool GATHER_B>
 static __device__ __forceinline__ void load(const GroupedGemm &args, const Ring &ring,
                                             const CUtensorMap *map_a, const CUtensorMap *map_b)
 {
     typedef Variant<FORM, GATHER_A, GATHER_B> V;
+    constexpr uint32_t TURNS = V::threads_copy ? LOAD_WARPS : 1;
+    constexpr int A_LINES = FORM == GEMM_TN ? TERMS : TILE_ROWS;
+    const uint32_t warp = threadIdx.x / 32;
+    const bool elected = threadIdx.x % 32 == 0;
     if (!V::threads_copy && threadIdx.x != 0)
         return;
+    const uint32_t a_stride_bytes = (uint32_t)(2 * args.a_stride);
+    const uint32_t b_stride_bytes = (uint32_t)(2 * args.b_stride);
     GemmWalk walk = gemm_walk_begin();
     GemmTile tile;
-    uint32_t number = 0; // of the chunk, over all tiles of this block
+    uint32_t number = 0; // of the tile's first chunk, counted over all tiles of this block
     while (gemm_walk_next<FORM, TILE_ROWS, TILE_COLUMNS>(args, &walk, &tile)) {
-        RowGather gather;
-        TermRows next_a, next_b;
+        const uint32_t chunks = (uint32_t)(tile.sum_length + TERMS - 1) / TERMS;
+        LineRows<A_LINES> rows_a;
         if (FORM != GEMM_TN && GATHER_A)
-            gather = row_gather_begin(args, tile);
-        if (FORM == GEMM_TN) {
-            next_a = term_rows(args.a_index, tile, 0);
-            next_b = term_rows(args.b_index, tile, 0);
-        }
-        for (int64_t term = 0; term < tile.sum_length; term += TERMS, number++) {
-            const uint32_t stage = number % STAGES;
-            const int64_t terms_left = tile.sum_length - term;
+            rows_a = line_rows<A_LINES>(args.a_index, tile.group_first + tile.row, tile.rows_left);
+        for (uint32_t chunk = (warp - number) % TURNS; chunk < chunks; chunk += TURNS) {
+            const uint32_t stage = (number + chunk) % STAGES;
+            const int term = (int)chunk * TERMS, terms_left = tile.sum_length - term;
             const bool tail = FORM == GEMM_TN && terms_left < TERMS;
-            const TermRows rows_a = next_a, rows_b = next_b;
-            if (FORM == GEMM_TN && terms_left > TERMS) {
-                next_a = term_rows(args.a_index, tile, term + TERMS);
-                next_b = term_rows(args.b_index, tile, term + TERMS);
-            }
-            ptx_barrier_wait(ring.empty(stage), parity_of(number) ^ 1);
-            if (V::engine_copies && threadIdx.x == 0) {
-                if (tail)
-                    ptx_barrier_arrive(ring.full(stage));
-                else
-                    engine_load<FORM, !GATHER_A, FORM != GEMM_TN || !GATHER_B>(
-                        ring, stage, map_a, map_b, tile, term);
-            }
-            if (FORM != GEMM_TN && GATHER_A)
-                row_gather_copy(gather, ring.a(stage), args.a, term, args.k);
+            LineRows<TERMS> rows_b;
             if (FORM == GEMM_TN && (GATHER_A || tail))
-                term_rows_copy<TILE_ROWS / 64>(rows_a, ring.a(stage), args.a, args.a_stride,
-                                               tile.row, args.m, terms_left);
+                rows_a = line_rows<A_LINES>(args.a_index, tile.group_first + term, terms_left);
             if (FORM == GEMM_TN && (GATHER_B || tail))
-                term_rows_copy<TILE_COLUMNS / 64>(rows_b, ring.b(stage), args.b, args.b_stride,
-                                                  tile.column, args.n, terms_left);
-            if (V::threads_copy) {
-                ptx_copy_commit();
-                ptx_copy_wait<COPY_LAG>();
-                if (number >= COPY_LAG)
-                    copies_landed(ring, number - COPY_LAG);
-            }
+                rows_b = line_rows<TERMS>(args.b_index, tile.group_first + term, terms_left);
+            ptx_barrier_wait(ring.empty(stage), parity_of(number + chunk) ^ 1);
+            if (V::engine_copies && elected && !tail)
+                engine_load<FORM, !GATHER_A, FORM != GEMM_TN || !GATHER_B>(ring, stage, map_a,
+                                                                           map_b, tile, term);
+            else if (V::engine_copies && elected)
+                ptx_barrier_arrive(ring.full(stage));
+            if (!V::threads_copy)
+                continue;
+            __syncwarp();
+            if (FORM != GEMM_TN)
+                lines_copy<A_LINES, 1>(rows_a, ring.a(stage), args.a, a_stride_bytes, term,
+                                       (int)args.k, tile.rows_left);
+            if (FORM == GEMM_TN && (GATHER_A || tail))
+                lines_copy<A_LINES, TILE_ROWS / 64>(rows_a, ring.a(stage), args.a, a_stride_bytes,
+                                                    tile.row, (int)args.m, terms_left);
+            if (FORM == GEMM_TN && (GATHER_B || tail))
+                lines_copy<TERMS, TILE_COLUMNS / 64>(rows_b, ring.b(stage), args.b, b_stride_bytes,
+                                                     tile.column, (int)args.n, terms_left);
+            ptx_copy_wait_all();
+            ptx_proxy_fence();
+            __syncwarp();
+            if (elected)
+                ptx_barrier_arrive(ring.full(stage));
         }
-    }
-    if (V::threads_copy) {
-        ptx_copy_wait<0>();
-        for (uint32_t late = number < COPY_LAG ? number : COPY_LAG; late > 0; late--)
-            copies_landed(ring, number - late);
+        number += chunks;
     }
 }
 
-// ---- multiply --------------------------------------------------------------------------------------------------------
+// ---- multiply
+// --------------------------------------------------------------------------------------------------------
 
 template <bool MN_MAJOR> static __device__ __forceinline__ uint64_t operand_words(uint32_t address)
 {
@@ -284,9 +265,10 @@ static __device__ __forceinline__ void multiply_steps(uint64_t a, uint64_t b, fl
     ptx_mma_commit();
 }
 
-// sum = the product of the warpgroup's 64 rows with all terms of the tile; the chunk counter goes on.
+// sum = the product of the warpgroup's 64 rows with all terms of the tile; the chunk counter goes
+// on.
 template <int COLUMNS, bool A_MN_MAJOR, bool B_MN_MAJOR>
-static __device__ __forceinline__ void multiply(const Ring &ring, int half, int64_t terms,
+static __device__ __forceinline__ void multiply(const Ring &ring, int half, int terms,
                                                 uint32_t *number, float *sum)
 {
     const bool elected = threadIdx.x % 32 == 0;
@@ -326,23 +308,24 @@ static __device__ __forceinline__ void multiply(const Ring &ring, int half, int6
 }
 
 // A half of the tile without rows: keeps the ring moving.
-static __device__ __forceinline__ void skip(const Ring &ring, int64_t terms, uint32_t *number)
+static __device__ __forceinline__ void skip(const Ring &ring, int terms, uint32_t *number)
 {
-    for (int64_t term = 0; term < terms; term += TERMS, ++*number) {
+    for (int term = 0; term < terms; term += TERMS, ++*number) {
         ptx_barrier_wait(ring.full(*number % STAGES), parity_of(*number));
         if (threadIdx.x % 32 == 0)
             ptx_barrier_arrive(ring.empty(*number % STAGES));
     }
 }
 
-// ---- store -----------------------------------------------------------------------------------------------------------
+// ---- store
+// -----------------------------------------------------------------------------------------------------------
 
 // A warp's 16 rows x 128 columns, starting with sum[0], into its buffer.
 static __device__ __forceinline__ void stage_bf16(uint8_t *buffer, const float *sum)
 {
     const int lane = threadIdx.x % 32, block = lane / 8;
-    const uint32_t to = ptx_shared_address(buffer) + (lane % 8 + block % 2 * 8) * OUT_PITCH_BYTES +
-                        block / 2 * 16;
+    const uint32_t to =
+        ptx_shared_address(buffer) + (lane % 8 + block % 2 * 8) * OUT_PITCH_BYTES + block / 2 * 16;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const float *s = sum + 8 * i;
@@ -364,29 +347,50 @@ static __device__ __forceinline__ void stage_f32(uint8_t *buffer, const float *s
     }
 }
 
-// The buffer's rows to c: half a warp writes one row's 256 bytes.
-template <typename Out>
-static __device__ __forceinline__ void store_lines(const uint8_t *buffer, Out *c, int64_t c_stride,
-                                                   int rows_left, int64_t columns_left,
-                                                   bool accumulate)
+// 16 bytes each of the buffer's rows 2 i + lane / 16: half a warp holds one row.
+struct Lines {
+    float4 piece[8];
+};
+
+static __device__ __forceinline__ Lines lines_read(const uint8_t *from, int64_t pitch_bytes,
+                                                   int rows)
 {
-    constexpr int PER_PIECE = 16 / sizeof(Out);
     const int piece = threadIdx.x % 16, first = threadIdx.x % 32 / 16;
-    if (piece * PER_PIECE >= columns_left)
-        return;
+    Lines lines;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        if (first + 2 * i < rows)
+            lines.piece[i] = *(const float4 *)(from + (first + 2 * i) * pitch_bytes + piece * 16);
+    return lines;
+}
+
+static __device__ __forceinline__ void lines_write(const Lines &lines, uint8_t *to,
+                                                   int64_t pitch_bytes, int rows)
+{
+    const int piece = threadIdx.x % 16, first = threadIdx.x % 32 / 16;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        if (first + 2 * i < rows)
+            *(float4 *)(to + (first + 2 * i) * pitch_bytes + piece * 16) = lines.piece[i];
+}
+
+static __device__ __forceinline__ void lines_add(Lines *lines, const Lines &old)
+{
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        const int row = first + 2 * i;
-        if (row >= rows_left)
-            return;
-        float4 value = *(const float4 *)(buffer + row * OUT_PITCH_BYTES + piece * 16);
-        float4 *to = (float4 *)(c + row * c_stride + piece * PER_PIECE);
-        if (sizeof(Out) == 4 && accumulate) {
-            const float4 old = *to;
-            value = make_float4(old.x + value.x, old.y + value.y, old.z + value.z, old.w + value.w);
-        }
-        *to = value;
+        float4 *x = &lines->piece[i];
+        const float4 y = old.piece[i];
+        *x = make_float4(y.x + x->x, y.y + x->y, y.z + x->z, y.w + x->w);
     }
+}
+
+// The warp's first row in c, at the tile's first column.
+template <GemmForm FORM, typename Out>
+static __device__ __forceinline__ uint8_t *tile_in_c(const GroupedGemm &args, const GemmTile &tile,
+                                                     int warp_row)
+{
+    const int64_t row = gemm_c_row<FORM>(args, tile) + warp_row;
+    return (uint8_t *)((Out *)args.c + row * args.n + tile.column);
 }
 
 template <GemmForm FORM, typename Out>
@@ -394,9 +398,15 @@ static __device__ __forceinline__ void store_tile(const GroupedGemm &args, const
                                                   int warp_row, uint8_t *buffer, const float *sum)
 {
     constexpr int COLUMNS = OUT_LINE_BYTES / sizeof(Out); // per pass
-    const int rows_left = (int)min(tile.rows_left - warp_row, (int64_t)16);
-    const int64_t columns_left = args.n - tile.column;
-    Out *c = (Out *)args.c + (gemm_c_row<FORM>(args, tile) + warp_row) * args.n + tile.column;
+    constexpr bool MAY_ADD = sizeof(Out) == 4;
+    const int rows_left = max(min(tile.rows_left - warp_row, 16), 0);
+    const int first_column = threadIdx.x % 16 * (16 / (int)sizeof(Out)); // of the thread's pieces
+    const int columns_left = (int)args.n - tile.column;
+    uint8_t *c = tile_in_c<FORM, Out>(args, tile, warp_row);
+    const int64_t pitch_bytes = args.n * (int64_t)sizeof(Out);
+    Lines old;
+    if (MAY_ADD && args.accumulate)
+        old = lines_read(c, pitch_bytes, first_column < columns_left ? rows_left : 0);
 #pragma unroll
     for (int column = 0; column < TILE_COLUMNS; column += COLUMNS) {
         if (column >= columns_left)
@@ -406,9 +416,32 @@ static __device__ __forceinline__ void store_tile(const GroupedGemm &args, const
         else
             stage_f32(buffer, sum + column / 2);
         __syncwarp();
-        store_lines(buffer, c + column, args.n, rows_left, columns_left - column, args.accumulate);
+        Lines lines = lines_read(buffer, OUT_PITCH_BYTES, 16);
+        const int rows = column + first_column < columns_left ? rows_left : 0;
+        if (MAY_ADD && args.accumulate) {
+            lines_add(&lines, old);
+            const int next = column + COLUMNS; // one pass ahead: the way to memory is long
+            if (next < TILE_COLUMNS)
+                old = lines_read(c + OUT_LINE_BYTES, pitch_bytes,
+                                 next + first_column < columns_left ? rows_left : 0);
+        }
+        lines_write(lines, c, pitch_bytes, rows);
         __syncwarp();
+        c += OUT_LINE_BYTES;
     }
+}
+
+// What will be added to starts on its way to the L2.
+template <GemmForm FORM>
+static __device__ __forceinline__ void prefetch_c(const GroupedGemm &args, const GemmTile &tile,
+                                                  int warp_row)
+{
+    const int lane = threadIdx.x % 32, line = lane % 8; // 128 bytes = 32 columns
+    const uint8_t *c = tile_in_c<FORM, float>(args, tile, warp_row);
+#pragma unroll
+    for (int row = lane / 8; row < 16; row += 4)
+        if (warp_row + row < tile.rows_left && tile.column + 32 * line < args.n)
+            ptx_prefetch(c + row * args.n * 4 + 128 * line);
 }
 
 template <GemmForm FORM, bool GATHER_A, bool GATHER_B>
@@ -426,13 +459,15 @@ static __device__ __forceinline__ void compute(const GroupedGemm &args, const Ri
             skip(ring, tile.sum_length, &number);
             continue;
         }
+        if (args.accumulate)
+            prefetch_c<FORM>(args, tile, warp * 16);
         float sum[TILE_COLUMNS / 2];
 #pragma unroll
         for (int i = 0; i < TILE_COLUMNS / 2; i++)
             sum[i] = 0.0f;
         if (args.n - tile.column > TILE_COLUMNS / 2) {
-            multiply<TILE_COLUMNS, V::a_is_mn_major, V::b_is_mn_major>(
-                ring, half, tile.sum_length, &number, sum);
+            multiply<TILE_COLUMNS, V::a_is_mn_major, V::b_is_mn_major>(ring, half, tile.sum_length,
+                                                                       &number, sum);
         } else {
             multiply<TILE_COLUMNS / 2, V::a_is_mn_major, V::b_is_mn_major>(
                 ring, half, tile.sum_length, &number, sum);
@@ -479,7 +514,8 @@ __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
-// ---- host ------------------------------------------------------------------------------------------------------------
+// ---- host
+// ------------------------------------------------------------------------------------------------------------
 
 typedef void (*HopperKernel)(GroupedGemm, CUtensorMap, CUtensorMap);
 
@@ -494,10 +530,11 @@ static const HopperKernel kernel_of_variant[3][2][2] = {
 bool gemm_hopper_suits(const GroupedGemm *args)
 {
     const bool transposed = args->form == GEMM_TN;
-    const int64_t all_lengths = args->n | args->a_stride | (transposed ? args->m | args->b_stride
-                                                                       : args->k);
+    const int64_t all_lengths =
+        args->n | args->a_stride | (transposed ? args->m | args->b_stride : args->k);
     const uintptr_t all_addresses = (uintptr_t)args->a | (uintptr_t)args->b | (uintptr_t)args->c;
     if (args->dtype != DTYPE_BF16 || all_lengths % 8 != 0 || all_addresses % 16 != 0 ||
+        args->a_stride > INT32_MAX / 2 || (transposed && args->b_stride > INT32_MAX / 2) ||
         args->rows_max == 0 || (!transposed && args->k == 0))
         return false;
     int device = 0, major = 0, minor = 0;
@@ -522,7 +559,8 @@ static EncodeTensorMap find_encode(void)
     return (EncodeTensorMap)function;
 }
 
-// A matrix [planes, rows, columns] of bf16 from which boxes of box_rows x 64 columns are taken, zeros outside.
+// A matrix [planes, rows, columns] of bf16 from which boxes of box_rows x 64 columns are taken,
+// zeros outside.
 typedef struct Operand {
     const void *data;
     int64_t columns, rows, planes; // planes 0: two dimensions
@@ -543,8 +581,7 @@ static CUtensorMap encode_operand(EncodeTensorMap encode, const Operand *operand
                (void *)(uintptr_t)operand->data, extents, stride_bytes, box, steps,
                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    CHECK(result == CUDA_SUCCESS, EXIT_CODE_INTERNAL,
-          "this is a bug of meshwork: please report it",
+    CHECK(result == CUDA_SUCCESS, EXIT_CODE_INTERNAL, "this is a bug of meshwork: please report it",
           "cuTensorMapEncodeTiled refused [%lld, %lld, %lld] bf16, rows %lld apart: CUresult %d",
           (long long)operand->planes, (long long)operand->rows, (long long)operand->columns,
           (long long)operand->stride, (int)result);

@@ -1,6 +1,7 @@
 // gemm_ptx.cuh -- the Hopper instructions that CUDA C has no name for, one short function each.
 //
-// Source: PTX ISA 8.0 and later: mbarrier, cp.async, cp.async.bulk.tensor, wgmma.mma_async, stmatrix, setmaxnreg.
+// Source: PTX ISA 8.0 and later: mbarrier, cp.async, cp.async.bulk.tensor, wgmma.mma_async,
+// stmatrix, setmaxnreg.
 #pragma once
 
 #include <cuda.h>
@@ -15,7 +16,8 @@ static __device__ __forceinline__ uint32_t ptx_shared_address(const void *pointe
 
 static __device__ __forceinline__ void ptx_barrier_init(uint32_t barrier, uint32_t arrivals)
 {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals)
+                 : "memory");
 }
 
 static __device__ __forceinline__ void ptx_barrier_init_done(void)
@@ -59,20 +61,21 @@ static __device__ __forceinline__ void ptx_copy_16(uint32_t to, const void *from
                  : "memory");
 }
 
-static __device__ __forceinline__ void ptx_copy_commit(void)
+// All of this thread's 16-byte copies have landed.
+static __device__ __forceinline__ void ptx_copy_wait_all(void)
 {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int PENDING> static __device__ __forceinline__ void ptx_copy_wait(void)
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+    asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 // What this thread wrote to shared memory becomes visible to wgmma and the copy engine.
 static __device__ __forceinline__ void ptx_proxy_fence(void)
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+static __device__ __forceinline__ void ptx_prefetch(const void *line)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
 }
 
 static __device__ __forceinline__ void ptx_tensor_prefetch(const CUtensorMap *map)
@@ -179,9 +182,8 @@ template <int COUNT> static __device__ __forceinline__ void ptx_sums_ready(float
 // ---- out of registers ----
 
 // Four 8 x 8 blocks of 2-byte elements; lane l gives the address of row l % 8 of block l / 8.
-static __device__ __forceinline__ void ptx_store_blocks(uint32_t to, uint32_t block0,
-                                                        uint32_t block1, uint32_t block2,
-                                                        uint32_t block3)
+static __device__ __forceinline__ void
+ptx_store_blocks(uint32_t to, uint32_t block0, uint32_t block1, uint32_t block2, uint32_t block3)
 {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
                  "r"(block0), "r"(block1), "r"(block2), "r"(block3)

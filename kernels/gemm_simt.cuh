@@ -1,9 +1,11 @@
-// gemm_simt.cuh -- the grouped product on the ordinary arithmetic units: any shape, any stride, f32 and bf16.
+// gemm_simt.cuh -- the grouped product on the ordinary arithmetic units: any shape, any stride, f32
+// and bf16.
 //
-// A block of 256 threads owns a 64 x 64 tile of c at a time, a thread 4 x 4 of it. Pieces of 16 terms of a and b are
-// widened to f32 and laid out [term][row] in shared memory, so that a thread reads four rows and four columns with one
-// 16-byte load each. Every element is one chain of fmaf in ascending order of terms, starting from 0: the definition,
-// and the same bits as the CPU row. Limited by the fma pipe and by the shared memory loads that feed it (2 per 16 fma).
+// A block of 256 threads owns a 64 x 64 tile of c at a time, a thread 4 x 4 of it. Pieces of 16
+// terms of a and b are widened to f32 and laid out [term][row] in shared memory, so that a thread
+// reads four rows and four columns with one 16-byte load each. Every element is one chain of fmaf
+// in ascending order of terms, starting from 0: the definition, and the same bits as the CPU row.
+// Limited by the fma pipe and by the shared memory loads that feed it (2 per 16 fma).
 #pragma once
 
 #include "kernels/cuda_common.cuh"
@@ -12,7 +14,8 @@
 enum { SIMT_TILE = 64, SIMT_TERMS = 16, SIMT_THREADS = 256, SIMT_PITCH = SIMT_TILE + 4 };
 
 // One operand of the tile: its lines are c's rows (a) or columns (b). Element (line, term) lies at
-// base + line * line_stride + term * term_stride, with the line or the term looked up in an index first.
+// base + line * line_stride + term * term_stride, with the line or the term looked up in an index
+// first.
 template <typename T> struct SimtOperand {
     const T *base;
     int64_t line_stride, term_stride; // elements
@@ -55,7 +58,7 @@ static __device__ __forceinline__ SimtOperand<T> simt_operand_a(const GroupedGem
     SimtOperand<T> operand = {};
     operand.lines = tile.rows_left;
     operand.terms = tile.sum_length;
-    const int64_t first = tile.group_first + (FORM == GEMM_TN ? 0 : tile.row); // in the row space
+    const int64_t first = (int64_t)tile.group_first + (FORM == GEMM_TN ? 0 : tile.row);
     const int32_t *index = args.a_index ? args.a_index + first : NULL;
     operand.base = a + (index ? 0 : first * args.a_stride) + (FORM == GEMM_TN ? tile.row : 0);
     operand.line_stride = FORM == GEMM_TN ? 1 : args.a_stride;

@@ -20,8 +20,8 @@ static void portable_multiply(const GemmTileCall *call)
         for (int j = 0; j < PORTABLE_COLUMNS; j++) {
             float value = call->first ? 0.0f : sum[j];
             for (int64_t k = 0; k < call->k; k++)
-                value = fmaf(call->a[k * PORTABLE_ROWS + i], call->b[k * PORTABLE_COLUMNS + j],
-                             value);
+                value =
+                    fmaf(call->a[k * PORTABLE_ROWS + i], call->b[k * PORTABLE_COLUMNS + j], value);
             sum[j] = value;
         }
     }

@@ -1,8 +1,9 @@
 // gemm_tile_x86.c -- tiles for AVX-512 and for AVX2 with FMA, chosen at run time.
 //
-// AVX-512: 14 x 32 sums fill 28 of the 32 registers; a step of k is 2 loads of b, 14 broadcasts of a and 28 fused
-// multiply-adds, so the multiply-add pipes limit it, not the loads. AVX2: 6 x 16 sums fill 12 of 16 registers.
-// Packing across transposes 8 x 8 blocks, with half of the shuffling done by 128-bit loads.
+// AVX-512: 14 x 32 sums fill 28 of the 32 registers; a step of k is 2 loads of b, 14 broadcasts of
+// a and 28 fused multiply-adds, so the multiply-add pipes limit it, not the loads. AVX2: 6 x 16
+// sums fill 12 of 16 registers. Packing across transposes 8 x 8 blocks, with half of the shuffling
+// done by 128-bit loads.
 
 #include "kernels/gemm_tile_x86.h"
 
@@ -185,7 +186,8 @@ ALWAYS_INLINE int64_t line_start(const GemmPack *pack, int64_t line)
     return (pack->index ? pack->index[at] : at) * pack->stride + pack->first_element;
 }
 
-// Four columns of eight lines: out[c * width .. + 8] = column c. Lines i and i + 4 share a register's halves.
+// Four columns of eight lines: out[c * width .. + 8] = column c. Lines i and i + 4 share a
+// register's halves.
 ALWAYS_INLINE TARGET_AVX2 void transpose_8x4(const void *data, const bool f32, const int64_t *start,
                                              int64_t k, float *out, int width)
 {
@@ -204,8 +206,9 @@ ALWAYS_INLINE TARGET_AVX2 void transpose_8x4(const void *data, const bool f32, c
     _mm256_store_ps(out + 3 * width, _mm256_shuffle_ps(high01, high23, 0xEE));
 }
 
-// Eight lines at a time and a few cache lines of each: weights often lie a power of two apart, so eight is what one set
-// of L1 holds, and the written part of the panel should still be there when the next eight lines add to it.
+// Eight lines at a time and a few cache lines of each: weights often lie a power of two apart, so
+// eight is what one set of L1 holds, and the written part of the panel should still be there when
+// the next eight lines add to it.
 ALWAYS_INLINE TARGET_AVX2 void pack_across(const GemmPack *pack, const bool f32)
 {
     const void *data = pack->data;
@@ -226,7 +229,8 @@ ALWAYS_INLINE TARGET_AVX2 void pack_across(const GemmPack *pack, const bool f32)
             out[k * width + i] = load1(data, f32, start[i] + k);
 }
 
-// `width` is a constant in every copy. Lines ahead are fetched: their addresses jump, which no hardware guesses.
+// `width` is a constant in every copy. Lines ahead are fetched: their addresses jump, which no
+// hardware guesses.
 ALWAYS_INLINE TARGET_AVX2 void pack_along(const GemmPack *pack, const bool f32, const int width)
 {
     const void *data = pack->data;

@@ -1,20 +1,23 @@
-// gemm_walk.cuh -- which output tile a block works on next, found on the device from the group sizes in its memory.
+// gemm_walk.cuh -- which output tile a block works on next, found on the device from the group
+// sizes in its memory.
 //
-// The tiles of all groups form one list: group by group, and inside a group in bands of BAND tiles along the rows, rows
-// fastest. Blocks that run at the same time so share a few rows of a and a few columns of b, which the L2 then serves.
-// The host never learns how long the list is: it starts as many blocks as fit on the GPU, each takes every gridDim.x-th
-// tile, and every role in a block (the warps that load, the warps that multiply) walks the list by itself.
+// The tiles of all groups form one list: group by group, and inside a group in bands of BAND tiles
+// along the rows, rows fastest. Blocks that run at the same time so share a few rows of a and a few
+// columns of b, which the L2 then serves. The host never learns how long the list is: it starts as
+// many blocks as fit on the GPU, each takes every gridDim.x-th tile, and every role in a block (the
+// warps that load, the warps that multiply) walks the list by itself.
 #pragma once
 
 #include "kernels/grouped_gemm.h"
 
 typedef struct GemmTile {
     int group;
-    int64_t group_first; // first row of the group in the row space
+    int group_first; // first row of the group in the row space
     int group_rows;
-    int64_t row, column; // first of the tile: NT, NN: row of the group and column of n; TN: row of m and column of n
-    int64_t rows_left;   // rows of c from `row` to the end of the group (NT, NN) or of m (TN); at least 1
-    int64_t sum_length;  // terms of every sum: k (NT, NN) or the group's rows (TN)
+    int row, column; // first of the tile: NT, NN: row of the group and column of n; TN: row of m
+                     // and column of n
+    int rows_left; // rows of c from `row` to the end of the group (NT, NN) or of m (TN); at least 1
+    int sum_length; // terms of every sum: k (NT, NN) or the group's rows (TN)
 } GemmTile;
 
 typedef struct GemmWalk {
@@ -33,13 +36,14 @@ static __device__ __forceinline__ bool gemm_walk_next(const GroupedGemm &args, G
                                                       GemmTile *tile)
 {
     constexpr uint32_t BAND = 16;
-    const uint32_t column_tiles = (uint32_t)((args.n + TILE_COLUMNS - 1) / TILE_COLUMNS);
+    const uint32_t column_tiles = (uint32_t)(args.n + TILE_COLUMNS - 1) / TILE_COLUMNS;
     for (; walk->group < args.groups; walk->group++) {
         const int group_rows = __ldg(args.group_rows + walk->group);
-        const int64_t c_rows = FORM == GEMM_TN ? args.m : group_rows;
-        // An empty group has no rows to write; its weight gradient is zero unless it is added to what is there.
+        const int c_rows = FORM == GEMM_TN ? (int)args.m : group_rows;
+        // An empty group has no rows to write; its weight gradient is zero unless it is added to
+        // what is there.
         const bool skip = FORM == GEMM_TN && args.accumulate && group_rows == 0;
-        const uint32_t row_tiles = skip ? 0 : (uint32_t)((c_rows + TILE_ROWS - 1) / TILE_ROWS);
+        const uint32_t row_tiles = skip ? 0 : (uint32_t)(c_rows + TILE_ROWS - 1) / TILE_ROWS;
         const int64_t tiles = (int64_t)row_tiles * column_tiles;
         if (walk->tile >= tiles) {
             walk->tile -= tiles;
@@ -55,10 +59,10 @@ static __device__ __forceinline__ bool gemm_walk_next(const GroupedGemm &args, G
         tile->group = walk->group;
         tile->group_first = __ldg(args.group_first + walk->group);
         tile->group_rows = group_rows;
-        tile->row = (int64_t)row_tile * TILE_ROWS;
-        tile->column = (int64_t)column_tile * TILE_COLUMNS;
+        tile->row = (int)(row_tile * TILE_ROWS);
+        tile->column = (int)(column_tile * TILE_COLUMNS);
         tile->rows_left = c_rows - tile->row;
-        tile->sum_length = FORM == GEMM_TN ? group_rows : args.k;
+        tile->sum_length = FORM == GEMM_TN ? group_rows : (int)args.k;
         walk->tile += gridDim.x;
         return true;
     }

@@ -1,18 +1,19 @@
-// grouped_gemm.c -- matrix products of many experts on the CPU: a plain reference, and a blocked version with its bits.
+// grouped_gemm.c -- matrix products of many experts on the CPU: a plain reference, and a blocked
+// version with its bits.
 //
-// Two numbers first. An expert of the Qwen1.5-MoE shape has 136 rows at 2048 tokens, so a weight is read once for 272
-// operations: 8.5 cycles per float at 32 operations a cycle. Reading it from memory costs a good cycle per float if one
-// waits for it, transposing it into a panel about 0.2. Hence: each weight is packed once, just before use, as a panel of
-// 32 columns x 256 k that stays in L1 and L2 while all rows of the expert pass by, and meanwhile the lines of the next
-// panel are fetched. The rows of a are packed per block of k and stay in L2.
+// Two numbers first. An expert of the Qwen1.5-MoE shape has 136 rows at 2048 tokens, so a weight is
+// read once for 272 operations: 8.5 cycles per float at 32 operations a cycle. Reading it from
+// memory costs a good cycle per float if one waits for it, transposing it into a panel about 0.2.
+// Hence: each weight is packed once, just before use, as a panel of 32 columns x 256 k that stays
+// in L1 and L2 while all rows of the expert pass by, and meanwhile the lines of the next panel are
+// fetched. The rows of a are packed per block of k and stay in L2.
 //
-// Work is cut into tasks of one group, at most TASK_ROWS rows and about TASK_COLUMNS columns; threads take the next task
-// as they become free, so skewed groups balance. Sums of one element never cross a task.
+// Work is cut into tasks of one group, at most TASK_ROWS rows and about TASK_COLUMNS columns;
+// threads take the next task as they become free, so skewed groups balance. Sums of one element
+// never cross a task.
 
 #include "kernels/cpu_math.h"
 #include "kernels/gemm_tile.h"
-
-#include <math.h>
 
 KERNEL_DEFINE(grouped_gemm, GroupedGemm)
 
@@ -20,7 +21,7 @@ enum {
     BLOCK_K = 256,
     TASK_ROWS = 252, // a multiple of every tile's rows but the portable one's
     TASK_COLUMNS = 512,
-    PACK_COLUMNS = 128, // of b at once, where lines of b run along the columns
+    PACK_COLUMNS = 128,   // of b at once, where lines of b run along the columns
     TASKS_PER_THREAD = 8, // fewer tasks than this are cut smaller
     A_FLOATS = BLOCK_K * (TASK_ROWS / 6 + 1) * 8,
     PARALLEL_FLOPS = 1 << 18, // below this, waking threads costs more than the product
@@ -33,7 +34,8 @@ typedef struct GemmScratch {
     _Alignas(64) float sum[TASK_ROWS * TASK_COLUMNS];
 } GemmScratch;
 
-// One group as one product: out[i, j] = sum_k a(i, k) b(k, j). `across`: k runs along the operand's lines.
+// One group as one product: out[i, j] = sum_k a(i, k) b(k, j). `across`: k runs along the operand's
+// lines.
 typedef struct Operand {
     GemmPack pack; // data, dtype, stride, index
     int64_t base_line;
@@ -52,10 +54,8 @@ static const void *element_address(const void *data, DType dtype, int64_t elemen
 
 static Product product_of_group(const GroupedGemm *args, int group)
 {
-    const GemmPack a = {.data = args->a,
-                        .dtype = args->dtype,
-                        .stride = args->a_stride,
-                        .index = args->a_index};
+    const GemmPack a = {
+        .data = args->a, .dtype = args->dtype, .stride = args->a_stride, .index = args->a_index};
     int64_t first = args->group_first[group], rows = args->group_rows[group];
     if (args->form == GEMM_TN) {
         const GemmPack b = {.data = args->b,
@@ -132,8 +132,8 @@ static TaskPlan plan_tasks(const GroupedGemm *args, const GemmTile *tile)
     return plan;
 }
 
-// Packs elements first .. first + count of an operand's side (rows of the result for a, columns for b), in panels of
-// `per_panel`, for k.first .. k.first + k.count.
+// Packs elements first .. first + count of an operand's side (rows of the result for a, columns for
+// b), in panels of `per_panel`, for k.first .. k.first + k.count.
 static void pack_side(const GemmTile *tile, const Operand *operand, Span side, Span k, float *out,
                       int width, int per_panel)
 {
@@ -173,13 +173,13 @@ static void store_sums(const Task *task, int64_t column, int64_t columns, const 
 {
     const GroupedGemm *args = task->args;
     for (int64_t i = 0; i < task->rows.count; i++) {
-        int64_t at = task->product->first_element +
-                     (task->rows.first + i) * task->product->columns + column;
+        int64_t at =
+            task->product->first_element + (task->rows.first + i) * task->product->columns + column;
         const float *from = sum + i * sum_stride;
         if (args->out_dtype != DTYPE_F32) {
             uint16_t *to = (uint16_t *)args->c + at;
             for (int64_t j = 0; j < columns; j++)
-                to[j] = cpu_bf16_of_float(from[j]);
+                to[j] = bf16_bits_from_f32(from[j]);
         } else if (args->accumulate) {
             float *to = (float *)args->c + at;
             for (int64_t j = 0; j < columns; j++)
@@ -190,8 +190,9 @@ static void store_sums(const Task *task, int64_t column, int64_t columns, const 
     }
 }
 
-// What the panel at `column` will be packed from, for GemmTileCall.fetch: call `sliver` fetches its share. Only where k
-// runs across the lines: the other kind is packed several panels at once and fetches for itself.
+// What the panel at `column` will be packed from, for GemmTileCall.fetch: call `sliver` fetches its
+// share. Only where k runs across the lines: the other kind is packed several panels at once and
+// fetches for itself.
 static void plan_fetch(GemmTileCall *call, const Operand *b, int64_t sliver, Span columns, Span k)
 {
     int64_t element_bytes = (int64_t)dtype_bytes(b->pack.dtype, 1);
@@ -234,7 +235,8 @@ static void run_panel(const Task *task, int64_t column, Span k, const float *b, 
     }
 }
 
-// The panels of one block of k: into c itself where its type allows, else into the scratch sums until k is complete.
+// The panels of one block of k: into c itself where its type allows, else into the scratch sums
+// until k is complete.
 static void run_block(const Task *task, Span k)
 {
     const GemmTile *tile = task->tile;
@@ -246,8 +248,7 @@ static void run_block(const Task *task, Span k)
     for (int64_t done = 0; done < task->columns.count; done += tile->columns) {
         float *b = task->scratch->b + done % packed * BLOCK_K;
         if (done % packed == 0) {
-            Span side = {task->columns.first + done,
-                         smaller(packed, task->columns.count - done)};
+            Span side = {task->columns.first + done, smaller(packed, task->columns.count - done)};
             pack_side(tile, &product->b, side, k, b, tile->columns, tile->columns);
         }
         int64_t column = task->columns.first + done;
@@ -282,7 +283,8 @@ static void clear_task(const Task *task)
     }
 }
 
-// Takes tasks by a shared counter until none is left. The counter only grows, so each thread walks the groups once.
+// Takes tasks by a shared counter until none is left. The counter only grows, so each thread walks
+// the groups once.
 static void run_tasks(const GroupedGemm *args, const GemmTile *tile, const TaskPlan *plan,
                       int64_t *next_task)
 {

@@ -1,8 +1,10 @@
-// kernel.h -- the contract of everything in kernels/: compute on one device, no allocation, no wait, no files, no ranks.
+// kernel.h -- the contract of everything in kernels/: compute on one device, no allocation, no
+// wait, no files, no ranks.
 //
-// A kernel is a struct of named arguments and a function that enqueues it. Its CPU row is the reference (obvious loops,
-// stated order of sums) or bit for bit equal to one; its CUDA row exists in builds with CUDA. Every kernel states its
-// cost: the bytes it must move and the operations it must do.
+// A kernel is a struct of named arguments and a function that enqueues it. Its CPU row is the
+// reference (obvious loops, stated order of sums) or bit for bit equal to one; its CUDA row exists
+// in builds with CUDA. Every kernel states its cost: the bytes it must move and the operations it
+// must do.
 #pragma once
 
 #include "harness/device.h"

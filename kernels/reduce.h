@@ -10,13 +10,14 @@ typedef struct SumParts {
     int parts;
     int64_t count, part_stride; // elements between parts
     const float *part;
-    DType out_dtype;            // DTYPE_F32 or DTYPE_BF16
-    void *out;                  // [count]; may be part[0] when f32
+    DType out_dtype; // DTYPE_F32 or DTYPE_BF16
+    void *out;       // [count]; may be part[0] when f32
 } SumParts;
 KERNEL_DECLARE(sum_parts, SumParts);
 
-// out[t] = gate[t] * x[t], gate[t] = sigmoid(logits[t * logits_stride]) in f32, or 1 where logits is NULL; gate_out (may
-// be NULL) keeps the gate. The gate of a shared expert, forward and backward.
+// out[t] = gate[t] * x[t], gate[t] = sigmoid(logits[t * logits_stride]) in f32, or 1 where logits
+// is NULL; gate_out (may be NULL) keeps the gate. The gate of a shared expert, forward and
+// backward.
 typedef struct GateRows {
     int64_t tokens, hidden;
     DType dtype;

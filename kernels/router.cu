@@ -1,11 +1,12 @@
 // router.cu -- choosing experts on the GPU: one warp per token, lane l looks after experts l, l +
-// 32, ...
+// 32,
+// ...
 //
 // A choice is the largest of the candidates' keys: the score (plus bias) mapped to an integer that
-// orders like the float, with NaN above everything as in torch.topk; two warp-wide reductions give
-// the largest key and the lowest expert that has it. The scores follow kernels/cpu_math.h step by
-// step, without fused steps, so that CPU and GPU choose alike from the same logits. Limit:
-// instructions (top_k rounds of reductions); the logits are read once.
+// orders like the float; two warp-wide reductions give the largest key and the lowest expert that
+// has it. The scores follow kernels/cpu_math.h step by step, without fused steps, so that CPU and
+// GPU choose alike from the same logits. Limit: instructions (top_k rounds of reductions); the
+// logits are read once.
 #include "harness/philox.h"
 #include "kernels/cuda_common.cuh"
 #include "kernels/router.h"
@@ -16,7 +17,6 @@ enum {
     ROUTER_BLOCKS_MOST = 16,
     ROUTER_EXPERTS_MAX = 1024, // 32 a lane, whose choice fits one word
 };
-static const uint32_t ROUTER_SKEW_STREAM = 0x736B6577u; // of the random numbers: "skew"
 
 static unsigned router_grid(int64_t tokens)
 {
@@ -82,12 +82,10 @@ __device__ static Scores scores_of_token(RouterScore kind, const float *logits, 
     return scores;
 }
 
-// Orders like the float; -0 like 0; NaN above all; never 0, which stands for "no candidate".
+// Orders like the float; -0 like 0, NaN like -infinity; never 0, which stands for "no candidate".
 __device__ static uint32_t order_key(float value)
 {
-    if (value != value)
-        return 0xFFFFFFFFu;
-    const uint32_t bits = __float_as_uint(__fadd_rn(value, 0.0f));
+    const uint32_t bits = __float_as_uint(value != value ? -INFINITY : __fadd_rn(value, 0.0f));
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
@@ -137,7 +135,7 @@ __device__ static uint32_t candidates_of(const RouterForward &args, const uint32
     if (args.routing != ROUTING_SKEW || args.top_k == args.experts)
         return candidates;
     const float drawn =
-        philox_uniform(philox_value_block(args.seed, ROUTER_SKEW_STREAM, (uint64_t)global));
+        philox_uniform(philox_value_block(args.seed, ROUTER_RANDOM_STREAM, (uint64_t)global));
     const bool busiest = (double)drawn < fmin(1.0, args.skew * args.top_k / args.experts);
     const uint32_t expert_0 = lane_index() == 0 ? 1u : 0u;
     if (!busiest)
@@ -244,19 +242,26 @@ __device__ static void backward_scores(const RouterBackward &args, const Backwar
     __syncwarp();
 }
 
-// The gradient of slot j's logit. Softmax: s_j (dscore_j (1 - s_j) - sum over the other slots of
-// dscore_i s_i), where `small` = the sum of all scores up to 1/2 stands for 1 - s_j if s_j is above
-// (at most one is).
-__device__ static float backward_slot(const RouterBackward &args, const BackwardSlots &slots, int j,
-                                      float z, float small)
+__device__ static bool is_chosen(const int32_t *expert_of_slot, int top_k, int expert)
 {
-    const float score = slots.score[j];
+    bool chosen = false;
+    for (int j = 0; j < top_k; j++)
+        chosen |= expert_of_slot[j] == expert;
+    return chosen;
+}
+
+// The gradient of slot j's logit. Softmax, with `rest` the sum of all scores that were not chosen:
+// s_j (sum_i s_i (ds_j - ds_i) + ds_j rest), where ds_j - sum_i ds_i s_i would cancel.
+__device__ static float backward_slot(const RouterBackward &args, const BackwardSlots &slots, int j,
+                                      float z, float rest)
+{
+    const float score = slots.score[j], dscore = slots.dscore[j];
     if (args.score == ROUTER_SIGMOID)
-        return slots.dscore[j] * score * router_sigmoid(-z);
-    float others = 0.0f;
+        return dscore * score * router_sigmoid(-z);
+    float spread = dscore * rest;
     for (int i = 0; i < args.top_k; i++)
-        others += i == j ? 0.0f : slots.dscore[i] * slots.score[i];
-    return score * (slots.dscore[j] * (score > 0.5f ? small : 1.0f - score) - others);
+        spread += slots.score[i] * (dscore - slots.dscore[i]);
+    return score * spread;
 }
 
 // Warp: one token. All columns get what they have without being chosen, then the slots' columns are
@@ -279,21 +284,23 @@ __global__ void __launch_bounds__(ROUTER_THREADS) router_backward_kernel(RouterB
         __syncwarp();
         backward_scores(args, slots);
         const bool softmax = args.score == ROUTER_SOFTMAX;
-        float mean = 0.0f, small = 0.0f;
+        float mean = 0.0f, rest = 0.0f;
         for (int j = 0; softmax && j < args.top_k; j++)
             mean += slots.dscore[j] * slots.score[j];
         for (int column = lane_index(); column < args.logits_stride; column += WARP_LANES) {
-            float score = 0.0f;
-            if (softmax && column < args.experts)
-                score = score_of(scores, logits[column]);
-            small += score > 0.5f ? 0.0f : score;
-            dlogits[column] = narrow<T>(softmax ? -score * mean : 0.0f);
+            float dlogit = 0.0f;
+            if (softmax && column < args.experts) {
+                const float score = score_of(scores, logits[column]);
+                rest += is_chosen(expert_of_slot, args.top_k, column) ? 0.0f : score;
+                dlogit = -score * mean;
+            }
+            dlogits[column] = narrow<T>(dlogit);
         }
-        small = warp_sum(small);
+        rest = warp_sum(rest);
         __syncwarp();
         for (int j = lane_index(); j < args.top_k; j += WARP_LANES) {
             const int expert = expert_of_slot[j];
-            dlogits[expert] = narrow<T>(backward_slot(args, slots, j, logits[expert], small));
+            dlogits[expert] = narrow<T>(backward_slot(args, slots, j, logits[expert], rest));
         }
         if (args.shared_dgate && lane_index() == 0) {
             const float z = logits[args.experts];

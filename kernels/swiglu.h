@@ -1,10 +1,14 @@
-// swiglu.h -- the gated activation between an expert's two products, over the real rows of an expert-major matrix.
+// swiglu.h -- the gated activation between an expert's two products, over the real rows of an
+// expert-major matrix.
 //
 // forward:   a = silu(g) * u, silu(g) = g * sigmoid(g), in f32, rounded once
-// backward:  da is the gradient before the routing weight w is applied (score after the experts), so
-//            dweight = <da, a>;  dg = w da u silu'(g);  du = w da silu(g);  a_weighted = w a  (for the gradient of w2)
-// gate and up halves lie side by side in one row: gu[r] = [g (inner) | u (inner)].
-// <da, a> has the order of RowDot (moe_combine.h), with a rounded to dtype as the forward stored it.
+// backward:  dweight = <da, a>;  dg = w da u silu'(g);  du = w da silu(g);  a_weighted = w a
+//
+// da is the gradient before the routing weight w is applied (score after the experts); a_weighted
+// serves the gradient of w2. The gate and up halves lie side by side in one row: gu[r] = [g (inner)
+// | u (inner)]. A CPU sigmoid is within 4 ulp, a CUDA one within 4 ulp; every result takes at most
+// 8 more roundings and one to dtype. <da, a> has the order of RowDot (moe_combine.h), with a
+// rounded to dtype as the forward stored it.
 #pragma once
 
 #include "kernels/kernel.h"

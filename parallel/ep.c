@@ -4,8 +4,7 @@
 //
 // The barriers of peer memory in one step (staged transports order themselves):
 //
-//   ep_dispatch       1 begin: nobody still reads x, headers and counts of the last step (its
-//   weight gradients read x)
+//   ep_dispatch       1 begin: nobody still reads x, headers and counts of the last step
 //                     2 exchange: x, headers, counts have arrived
 //   ep_return         3 exchange: results have arrived; ep_sum reads them
 //   ep_dispatch_back  4 exchange: dy has arrived

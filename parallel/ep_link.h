@@ -5,11 +5,11 @@
 // from a token's home to the ranks of its experts, [source][segment]; the last two come back, into
 // "places" that the plan gave out at home.
 //
-//   peer memory (window, ipc)  kernels store into the receive regions of other ranks; return places
-//   are packed staged (nccl, mpi)         kernels store into `out`, one segment per rank, which is
-//   then exchanged; the return places
-//                              for rank p lie in segment p, so that a segment is sent as it stands
-//   local                      only counts and headers, written where they are read
+//   peer memory  (window, ipc) kernels store into the receive regions of other ranks; return
+//                places are packed
+//   staged       (nccl, mpi) kernels store into `out`, one segment per rank, and that is exchanged;
+//                return places for rank p lie in segment p, so that a segment is sent as it stands
+//   local        only counts and headers, written where they are read
 #pragma once
 
 #include "parallel/ep.h"

@@ -29,7 +29,7 @@ typedef struct Fit {
 
 static void fit_axis(Fit *fit, int axis, int remaining, double distance)
 {
-    if (axis == fit->axes) {
+    if (axis == fit->axes || axis == MESH_AXES_MAX) {
         if (remaining == 1 && (fit->best_distance < 0 || distance < fit->best_distance)) {
             fit->best_distance = distance;
             memcpy(fit->best, fit->trial, sizeof(fit->best));

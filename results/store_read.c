@@ -10,6 +10,7 @@
 #include "results/store.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <hdf5.h>
 #include <math.h>
 #include <signal.h>
@@ -425,8 +426,16 @@ static void limit_child(void)
 
 NORETURN static void run_child(FileMap image, int descriptor)
 {
+    // A crash must end this process, whatever handlers the caller had for it, and without the last
+    // words of libc: the caller has a message for it.
+    static const int fatal[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGXCPU};
     Result result = {0};
     Error error = {0};
+    for (size_t i = 0; i < COUNT_OF(fatal); i++)
+        signal(fatal[i], SIG_DFL);
+    int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    if (nowhere >= 0)
+        dup2(nowhere, STDERR_FILENO);
     limit_child();
     FILE *pipe = fdopen(descriptor, "w");
     if (!pipe)
@@ -500,12 +509,13 @@ static bool read_contained(FileMap image, Result *result, Error *error)
         continue;
     if (!good || whole)
         return good;
-    if (WIFSIGNALED(status))
-        return error_set(error, EXIT_CODE_DATA, fix,
-                         "the HDF5 library stopped while reading it (signal %d): it is damaged",
-                         WTERMSIG(status));
-    return error_set(error, EXIT_CODE_HARDWARE, "see the message above",
-                     "the process that reads the file ended with code %d", WEXITSTATUS(status));
+    if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_CODE_HARDWARE)
+        return error_set(error, EXIT_CODE_HARDWARE, "free some memory, or raise ulimit -v",
+                         "no memory to read it");
+    return error_set(error, EXIT_CODE_DATA, fix,
+                     "the HDF5 library stopped while reading it (%s %d): it is damaged",
+                     WIFSIGNALED(status) ? "signal" : "exit code",
+                     WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 }
 
 bool store_read(const char *path, Result *result, Error *error)

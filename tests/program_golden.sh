@@ -34,7 +34,7 @@ for name in $(tensor_names "$layer" | grep '^expect\.'); do
     run 2 dp2ep --samples 0 --load spoilt.safetensors
     expect_status 1
     checks=$((checks + 1))
-    cat out err | grep -q "${name#expect.}" || fail "$name was changed, and nothing names it"
+    grep -q -- "${name#expect.}" out err || fail "$name was changed, and nothing names it"
 done
 
 finish

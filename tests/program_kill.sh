@@ -8,42 +8,70 @@ source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
 moments=${MOMENTS:-100}
 SEED=${SEED:-$$}
 RANDOM=$SEED
-words=(dp2ep --samples 3 --max_noise 0 --tokens 6 --top_k 2)
+# Measuring takes some hundred milliseconds here, so that moments fall between journal lines.
+words=(dp2ep --samples 8 --max_noise 0 --no-check --dtype f32 --tokens 100 --top_k 2 --dim 256 --hidden 256)
 end_wait_s=30
 
 milliseconds() { date +%s%3N; }
-start_job() { mpirun --oversubscribe --bind-to none -n 2 "$program" "${words[@]}" -o "$1" >out 2>err </dev/null & }
+sleep_up_to_ms() { sleep "$(awk -v ms="$1" -v roll="$RANDOM" 'BEGIN { print ms / 1000 * roll / 32768 }')"; }
 ranks_of() { awk -v job="$1" '/^Pid:/ { id = $2 } /^PPid:/ && $2 == job { print id }' /proc/[0-9]*/status 2>/dev/null; }
+
+# Sets `job`. Disowned, so that bash does not report every death that is meant.
+start_job() {
+    mpirun --oversubscribe --bind-to none -n 2 "$program" "${words[@]}" -o "$1" >out 2>err </dev/null &
+    job=$!
+    disown
+}
+
+# Waits for r.journal, or for the end of the job.
+await_journal() { while [ ! -e "$1" ] && kill -0 "$job" 2>/dev/null; do sleep 0.01; done; }
+
+await_end() {
+    local deadline=$(($(milliseconds) + end_wait_s * 1000))
+    while kill -0 "$job" 2>/dev/null && [ "$(milliseconds)" -lt $deadline ]; do sleep 0.02; done
+    ! kill -0 "$job" 2>/dev/null
+}
 
 # The names of the measurements in a journal's complete lines; a line is complete when it ends in a newline.
 journal_names() {
     head -n "$(wc -l <"$1")" "$1" | grep -oE '"kind": ?"measurement", ?"name": ?"[^"]+"' | sed -E 's/.*"([^"]+)"$/\1/'
 }
 
-# How long a whole run takes; moments are spread over it and a little more.
+# The names in the lines "measured  NAME: ..." of what the program printed.
+printed_names() { sed -nE 's/^measured +([a-z_]+):.*/\1/p' "$1"; }
+
+# How long a whole run takes, and from when on there is a journal: what the moments are spread over.
+command_line="meshwork ${words[*]}"
 began=$(milliseconds)
 start_job whole.h5
-wait $!
-status=$? command_line="meshwork ${words[*]}"
-expect_status 0
-whole_ms=$(($(milliseconds) - began + 50))
+await_journal whole.journal
+start_ms=$(($(milliseconds) - began))
+checks=$((checks + 1))
+await_end || fail "$command_line: still runs after $end_wait_s s"
+whole_ms=$(($(milliseconds) - began))
 expect_good 0 results show whole.h5
-mapfile -t measurements < <(grep -owE 'forward|step|phases' out | sort -u)
+mapfile -t measurements < <(printed_names out)
 checks=$((checks + 1))
 [ ${#measurements[@]} -eq 3 ] || fail "a whole run shows the measurements '${measurements[*]}'"
 
 shows() { # shows FILE NAME: the result has that measurement
     checks=$((checks + 1))
     "$program" results show "$1" >shown 2>&1 || fail "moment $moment: results show $1 failed: $(cat shown)"
-    grep -qw -- "$2" shown || fail "moment $moment (SEED=$SEED): $2 was measured and is not in $1"
+    printed_names shown | grep -x "$2" >/dev/null || fail "moment $moment (SEED=$SEED): $2 was measured and is not in $1"
 }
 
 journals=0 files=0 nothing=0
 for ((moment = 0; moment < moments; moment++)); do
     rm -rf ./r.* back.h5 seen
+    command_line="moment $moment (SEED=$SEED)"
     start_job r.h5
-    job=$!
-    sleep "$(printf '0.%03d' $((RANDOM * 1000 / 32768)) | awk -v whole="$whole_ms" '{ print $1 * whole / 1000 }')"
+    # Every fourth moment lies anywhere, the others while there is a journal.
+    if [ $((moment % 4)) -eq 0 ]; then
+        sleep_up_to_ms "$whole_ms"
+    else
+        await_journal r.journal
+        sleep_up_to_ms $((whole_ms - start_ms))
+    fi
     mapfile -t victims < <(ranks_of "$job")
     if [ $((RANDOM % 2)) -eq 0 ] && [ ${#victims[@]} -gt 0 ]; then
         victims=("${victims[RANDOM % ${#victims[@]}]}")
@@ -54,15 +82,11 @@ for ((moment = 0; moment < moments; moment++)); do
     kill -9 "${victims[@]}" 2>/dev/null
 
     # The rest of the job must not outlive it for long.
-    command_line="moment $moment (SEED=$SEED)"
-    deadline=$(($(milliseconds) + end_wait_s * 1000))
-    while kill -0 "$job" 2>/dev/null && [ "$(milliseconds)" -lt $deadline ]; do sleep 0.02; done
     checks=$((checks + 1))
-    if kill -0 "$job" 2>/dev/null; then
+    if ! await_end; then
         fail "$command_line: the job still runs $end_wait_s s after the kill"
         kill -9 "$job"
     fi
-    wait "$job" 2>/dev/null
 
     if [ -e r.h5 ]; then
         files=$((files + 1))
@@ -79,7 +103,7 @@ for ((moment = 0; moment < moments; moment++)); do
     fi
     # Owed: what the table on stdout shows, and what the journal held when the blow fell.
     owed=$(
-        grep -owE "$(IFS='|' && echo "${measurements[*]}")" out
+        printed_names out
         [ -e seen ] && journal_names seen
         [ -e r.journal ] && journal_names r.journal
     )
@@ -87,7 +111,7 @@ for ((moment = 0; moment < moments; moment++)); do
         if [ -n "$kept" ]; then shows "$kept" "$name"; else fail "$command_line: $name was measured, and nothing is left"; fi
     done < <(sort -u <<<"$owed" | grep .)
 done
-echo "$moments moments over $whole_ms ms: $files left a result file, $journals a journal, $nothing neither"
+echo "$moments moments, a journal from $start_ms to $whole_ms ms: $files left a result file, $journals a journal, $nothing neither"
 
 # Moments that only ever met one of the three would prove little.
 checks=$((checks + 1))

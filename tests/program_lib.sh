@@ -119,7 +119,8 @@ tensor_bytes() {
     entry=$(head -c $((8 + length)) "$1" | tail -c "$length" | grep -oE "\"$2\": *\{[^}]*\}") || return 1
     begin=$(sed -E 's/.*"data_offsets": *\[ *([0-9]+) *, *([0-9]+) *\].*/\1/' <<<"$entry")
     end=$(sed -E 's/.*"data_offsets": *\[ *([0-9]+) *, *([0-9]+) *\].*/\2/' <<<"$entry")
-    tail -c "+$((8 + length + begin + 1))" "$1" | head -c $((end - begin))
+    # In this order neither end of the pipe leaves early, which pipefail would take for a failure.
+    head -c $((8 + length + end)) "$1" | tail -c $((end - begin))
 }
 
 tensor_names() {

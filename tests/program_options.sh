@@ -55,8 +55,8 @@ mesh|--mesh =2
 mesh|--mesh ,
 mesh|--mesh a=1,b=1,c=1,d=1,e=2
 mesh|--mesh ep=4294967298
-experts_on.*epp|--mesh ep=2 --experts_on epp
-experts_on|--mesh ep=2 --experts_on ep*
+axis.*epp|--mesh ep=2 --experts_on epp
+axis|--mesh ep=2 --experts_on ep*
 shared_gate|--shared_gate
 no_such|--no_such
 bogus|bogus

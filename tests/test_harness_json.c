@@ -61,12 +61,15 @@ static void hostile_text_is_refused_with_its_place(void **state)
 
 static char *nested(int depth, const char *open, const char *inner, const char *close)
 {
-    char *text = calloc(1, (size_t)depth * (strlen(open) + strlen(close)) + strlen(inner) + 1);
-    for (int i = 0; i < depth; i++)
-        strcat(text, open);
-    strcat(text, inner);
-    for (int i = 0; i < depth; i++)
-        strcat(text, close);
+    size_t open_bytes = strlen(open), close_bytes = strlen(close), inner_bytes = strlen(inner);
+    char *text = malloc((size_t)depth * (open_bytes + close_bytes) + inner_bytes + 1), *at = text;
+    for (int i = 0; i < depth; i++, at += open_bytes)
+        memcpy(at, open, open_bytes);
+    memcpy(at, inner, inner_bytes);
+    at += inner_bytes;
+    for (int i = 0; i < depth; i++, at += close_bytes)
+        memcpy(at, close, close_bytes);
+    *at = '\0';
     return text;
 }
 

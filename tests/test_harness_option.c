@@ -390,6 +390,7 @@ static void help_shows_every_row_with_range_and_default(void **state)
         widest = width > widest ? width : widest;
     }
     assert_in_range(widest, 40, 100);
+    ASSERT_LACKS(help.text, " \n");
 }
 
 static void long_help_is_wrapped_whole(void **state)
@@ -408,6 +409,7 @@ static void long_help_is_wrapped_whole(void **state)
     int next = 0, lines = 0;
     while (fgets(line, sizeof(line), file)) {
         assert_in_range(strlen(line), 2, 101);
+        ASSERT_LACKS(line, " \n");
         lines++;
         for (char *at = strtok(line, " \n"); at; at = strtok(NULL, " \n"))
             if (at[0] == 'w')

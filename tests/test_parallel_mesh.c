@@ -1,5 +1,6 @@
 // The mesh: every layout that parses and every message of those that do not, coordinates,
-// selections, and communicators that join the right ranks. ranks: 1 2 4 6 8
+// selections, and communicators that join the right ranks.
+// ranks: 1 2 4 6 8
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

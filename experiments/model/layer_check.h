@@ -23,6 +23,12 @@ LayerResult layer_reference(const LayerReference *reference);
 // values.
 ResultCheck layer_compare_bits(const char *name, const LayerResult *ours,
                                const LayerResult *theirs);
+// Local. Two orders of sums of the same layer: max |ours - theirs| / max |theirs| of every tensor
+// within `bound`. Where the sums differ, a token whose scores lie closer than rounding may choose
+// another expert: such tokens are counted, at most one in a thousand is accepted, and then only the
+// other tokens' rows are compared.
+ResultCheck layer_compare_within(const char *name, const LayerResult *ours,
+                                 const LayerResult *theirs, double bound);
 // Local. One check per tensor expect.<output> of the file: max |ours - expected| / max |expected|
 // within `bound`, expert choice exact. Returns how many were written to checks (room for
 // LAYER_OUTPUTS).

@@ -279,10 +279,9 @@ static void reduce_one(Moe *moe, Comm comm, void *sum, void *out, int64_t count,
 {
     if (count == 0)
         return;
-    if (moe->settings.exact)
-        comm_all_reduce_ordered(comm, sum, sum, count, moe->reduce_scratch, stream);
-    else
-        comm_all_reduce(comm, sum, sum, count, DTYPE_F32, COMM_SUM, stream);
+    // In rank order always: it sends no more bytes than a library's all-reduce, whose order is its
+    // own affair.
+    comm_all_reduce_ordered(comm, sum, sum, count, moe->reduce_scratch, stream);
     sum_parts(&(SumParts){.parts = 1,
                           .count = count,
                           .part = sum,

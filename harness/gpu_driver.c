@@ -1,9 +1,9 @@
-// nvml.c -- the wall round libnvidia-ml.so.1: own prototypes, so that neither its header nor its
-// stub is needed to build.
+// gpu_driver.c -- the wall round libnvidia-ml.so.1: own prototypes, so that neither its header nor
+// its stub is needed to build.
 //
 // Prototypes and constants: NVML API reference (NVIDIA). Every entry point may be absent in an
 // older driver.
-#include "harness/nvml.h"
+#include "harness/gpu_driver.h"
 
 #include <dlfcn.h>
 #include <math.h>
@@ -100,7 +100,7 @@ static void read_state(const Nvml *nvml, NvmlDevice *device, DeviceState *state)
                  complete ? "some of the values" : "the throttle reasons");
 }
 
-DeviceState nvml_device_state(const char *pci)
+DeviceState gpu_driver_state(const char *pci)
 {
     DeviceState state = nothing_known();
     Nvml nvml;
@@ -118,7 +118,7 @@ DeviceState nvml_device_state(const char *pci)
     return state;
 }
 
-bool nvml_driver_version(char *version, size_t version_bytes, char *why, size_t why_bytes)
+bool gpu_driver_version(char *version, size_t version_bytes, char *why, size_t why_bytes)
 {
     Nvml nvml;
     if (!nvml_open(&nvml, why, why_bytes))
