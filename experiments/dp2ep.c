@@ -6,6 +6,7 @@
 // is timed. The defaults are the toy of the PyTorch script of the same name: 4 experts, top-1, dim
 // 8, hidden 16, 4 tokens a rank, bf16, sigmoid.
 #include "experiments/model/layer_check.h"
+#include "experiments/model/moe_options.h"
 #include "experiments/model/moe_timing.h"
 #include "harness/command.h"
 #include "harness/run_device.h"
@@ -23,13 +24,12 @@
 #define CPU_REFERENCE_FLOPS 2e10
 
 typedef struct Params {
-    const char *mesh, *experts_on, *tokens, *routing, *load, *save, *output;
-    int64_t experts, top_k, dim, hidden, shared_hidden, align, seed, samples;
-    double route_scale, max_noise, timeout;
-    int score, dtype, device, transport;
-    bool score_before_experts, normalise_top_k, expert_bias, shared_gate, exact, check,
-        forward_only;
-    bool graph, json, force;
+    MoeOptions layer;
+    const char *mesh, *experts_on, *tokens, *load, *save, *output;
+    int64_t align, seed, samples;
+    double max_noise, timeout;
+    int device, transport;
+    bool exact, check, forward_only, graph, json, force;
 } Params;
 
 #define FIELD(name) offsetof(Params, name)
@@ -38,32 +38,11 @@ static const Option options[] = {
      .doc = "named grid of ranks, such as dp=2,ep=4; * is whatever is left"},
     {"experts_on", OPTION_TEXT, FIELD(experts_on), NULL, .value = "AXES",
      .doc = "axes that divide the experts (default: ep where the mesh has it, else none)"},
-    {"experts", OPTION_INT, FIELD(experts), "4", 1, 1 << 20, .doc = "experts of the layer"},
-    {"top_k", OPTION_INT, FIELD(top_k), "1", 1, 1024, .doc = "experts per token"},
-    {"dim", OPTION_INT, FIELD(dim), "8", 1, 1 << 20, .doc = "width of a token"},
-    {"hidden", OPTION_INT, FIELD(hidden), "16", 1, 1 << 20, .doc = "inner width of an expert"},
+    MOE_OPTION_ROWS(Params, layer),
     {"tokens", OPTION_TEXT, FIELD(tokens), "4", .value = "N[,N...]",
      .doc = "tokens of every data rank, or one number per data rank: 5,0,3,1"},
-    {"score", OPTION_CHOICE, FIELD(score), "sigmoid", .choices = "sigmoid|softmax",
-     .doc = "how router logits become scores"},
-    {"score_before_experts", OPTION_SWITCH, FIELD(score_before_experts), "no",
-     .doc = "the score multiplies an expert's input, not its output"},
-    {"normalise_top_k", OPTION_SWITCH, FIELD(normalise_top_k), "no",
-     .doc = "divide a token's scores by their sum"},
-    {"route_scale", OPTION_REAL, FIELD(route_scale), "1", -1e6, 1e6,
-     .doc = "factor on the scores, applied last"},
-    {"expert_bias", OPTION_SWITCH, FIELD(expert_bias), "no",
-     .doc = "a bias per expert, for choosing only"},
-    {"shared_hidden", OPTION_INT, FIELD(shared_hidden), "0", 0, 1 << 20,
-     .doc = "inner width of the shared expert, 0 = none"},
-    {"shared_gate", OPTION_SWITCH, FIELD(shared_gate), "no",
-     .doc = "a sigmoid gate on the shared expert"},
-    {"dtype", OPTION_CHOICE, FIELD(dtype), "bf16", .choices = "f32|bf16",
-     .doc = "storage type; sums are f32"},
     {"device", OPTION_CHOICE, FIELD(device), "auto", .choices = "cpu|cuda|auto",
      .doc = "where to run; auto takes a GPU when every rank has one"},
-    {"routing", OPTION_TEXT, FIELD(routing), "model", .value = "even|model|skew:X",
-     .doc = "who chooses: round robin, the scores, or the busiest expert at X times the mean"},
     {"align", OPTION_INT, FIELD(align), "8", 1, 4096,
      .doc = "rows of an expert are padded to a multiple"},
     {"transport", OPTION_CHOICE, FIELD(transport), "auto", .choices = "auto|window|ipc|nccl|mpi",
@@ -92,12 +71,6 @@ static const Option options[] = {
     {NULL},
 };
 
-// What --load takes from the file: naming one of these beside it would be ignored, so it is an
-// error.
-static const char from_file[] = " experts top_k dim hidden tokens score dtype route_scale "
-                                "expert_bias shared_hidden shared_gate score_before_experts "
-                                "normalise_top_k ";
-
 // One run of the command, from options to result.
 typedef struct Job {
     Run *run;
@@ -119,63 +92,10 @@ typedef struct Job {
     char *x, *y, *dy, *dx;
     int64_t tokens;
     Moe *moe;
+    double mesh_s, layer_s; // set-up times, the slowest rank's
     ResultWriter *writer;
     bool good;
 } Job;
-
-static bool read_routing(const char *text, MoeConfig *config, Error *error)
-{
-    if (strcmp(text, "even") == 0 || strcmp(text, "model") == 0) {
-        config->routing = text[0] == 'e' ? ROUTING_EVEN : ROUTING_MODEL;
-        return true;
-    }
-    char *end = NULL;
-    double skew = strncmp(text, "skew:", 5) == 0 ? strtod(text + 5, &end) : 0;
-    if (!end || end == text + 5 || *end != '\0' || !(skew > 0) || !isfinite(skew))
-        return error_set(error, EXIT_CODE_USAGE, "even, model, or skew:7 (7 times the mean)",
-                         "--routing \"%.60s\" is none of even, model, skew:X with X > 0", text);
-    config->routing = ROUTING_SKEW;
-    config->skew = skew;
-    return true;
-}
-
-static bool read_config(const Params *p, MoeConfig *config, Error *error)
-{
-    *config = (MoeConfig){.hidden = p->dim,
-                          .inner = p->hidden,
-                          .experts = (int)p->experts,
-                          .top_k = (int)p->top_k,
-                          .score = p->score == 0 ? ROUTER_SIGMOID : ROUTER_SOFTMAX,
-                          .score_before_experts = p->score_before_experts,
-                          .normalise_top_k = p->normalise_top_k,
-                          .route_scale = p->route_scale,
-                          .expert_bias = p->expert_bias,
-                          .shared_inner = p->shared_hidden,
-                          .shared_gate = p->shared_gate,
-                          .dtype = p->dtype == 0 ? DTYPE_F32 : DTYPE_BF16};
-    if (p->top_k > p->experts)
-        return error_set(error, EXIT_CODE_USAGE, "lower --top_k or raise --experts",
-                         "--top_k %lld > --experts %lld", (long long)p->top_k,
-                         (long long)p->experts);
-    if (p->shared_gate && p->shared_hidden == 0)
-        return error_set(error, EXIT_CODE_USAGE, "add --shared_hidden N, or drop --shared_gate",
-                         "--shared_gate without a shared expert");
-    return read_routing(p->routing, config, error);
-}
-
-// The options that a file decides must not be given beside it.
-static bool check_no_override(const Params *p, Error *error)
-{
-    for (const Option *option = options; option->name; option++) {
-        char text[256], word[64];
-        snprintf(word, sizeof word, " %s ", option->name);
-        option_format(option, p, text, sizeof text);
-        if (strstr(from_file, word) && strcmp(text, option->fallback) != 0)
-            return error_set(error, EXIT_CODE_USAGE, "drop the option, or drop --load",
-                             "--%s %s with --load: the file decides it", option->name, text);
-    }
-    return true;
-}
 
 // Collective. The file is read by rank 0 first, so that a bad file is one message; then every rank
 // maps it.
@@ -194,6 +114,20 @@ static void load(Job *job)
         }
         run_agree(job->run, &error);
     }
+}
+
+static Event host_now(void)
+{
+    Event now = event_create(DEVICE_CPU);
+    event_record(&now, (Stream){.device = DEVICE_CPU});
+    return now;
+}
+
+// Collective. Since `begin`, on the slowest rank.
+static double set_up_seconds(const Run *run, const Event *begin)
+{
+    Event end = host_now();
+    return run_maximum(run, event_seconds(begin, &end));
 }
 
 static void choose_transport(const Job *job)
@@ -219,9 +153,9 @@ static void set_up_problem(Job *job)
 {
     const Params *p = job->params;
     Error error = {0};
-    if (read_config(p, &job->source.config, &error) && (!p->load || check_no_override(p, &error)))
-        job->source.tokens = -1;
-    CHECK_ALL(error.exit_code == 0, error.exit_code, error.fix, "%s", error.what);
+    if (!p->load || moe_options_untouched(options, p, &error))
+        moe_options_read(&p->layer, &job->source.config, &error);
+    run_agree(job->run, &error);
     if (job->run->rank == 0)
         check_outputs(p, &error);
     run_agree(job->run, &error);
@@ -231,13 +165,15 @@ static void set_up_problem(Job *job)
     job->device = run_choose_device(job->run, (DeviceChoice)p->device, &job->device_index);
     choose_transport(job);
     Mesh unused;
-    CHECK_ALL(mesh_parse(p->mesh, job->run->ranks, &unused, &error), error.exit_code, error.fix,
-              "%s", error.what);
+    mesh_parse(p->mesh, job->run->ranks, &unused, &error);
+    run_agree(job->run, &error);
+    Event begin = host_now();
     job->world = comm_create_world(job->run, job->device, job->device_index);
     job->mesh = mesh_create(p->mesh, job->world);
-    bool split = layer_spread_create(job->mesh, p->experts_on, p->tokens,
-                                     p->load ? job->source.tokens : -1, &job->spread, &error);
-    CHECK_ALL(split, error.exit_code, error.fix, "%s", error.what);
+    job->mesh_s = set_up_seconds(job->run, &begin);
+    layer_spread_create(job->mesh, p->experts_on, p->tokens, p->load ? job->source.tokens : -1,
+                        &job->spread, &error);
+    run_agree(job->run, &error);
     job->source.tokens = job->spread.tokens;
 }
 
@@ -264,6 +200,7 @@ static void set_up_layer(Job *job)
     job->y = arena_push(job->arena, bytes, MEMORY_ACTIVATIONS);
     int64_t first = job->spread.first_token_of_rank[job->run->rank];
     layer_fill(&job->source, LAYER_X, first, job->tokens, c->dtype, job->x, job->stream);
+    Event begin = host_now();
     job->moe =
         moe_create(&(MoeSettings){.config = *c,
                                   .experts_comm = job->experts_comm,
@@ -279,6 +216,7 @@ static void set_up_layer(Job *job)
                                   .arena = job->arena,
                                   .seed = job->source.seed,
                                   .threads = job->run->threads});
+    job->layer_s = set_up_seconds(job->run, &begin);
     if (p->forward_only)
         return;
     job->dy = arena_push(job->arena, bytes, MEMORY_ACTIVATIONS);
@@ -501,6 +439,8 @@ static Json *extra_json(const Job *job, const DeviceCeilings *ceilings)
     json_set(extra, "transport", json_text(ep_transport_name(ep_transport(moe_ep(job->moe)))));
     json_set(extra, "transport_note", json_text(ep_transport_note(moe_ep(job->moe))));
     json_set(extra, "memory_peak_bytes", memory_json(job));
+    json_set(extra, "set_up_mesh_s", json_real(job->mesh_s));
+    json_set(extra, "set_up_layer_s", json_real(job->layer_s));
     return json_set(extra, "ceilings", rates);
 }
 
@@ -581,6 +521,9 @@ static int run_dp2ep(Run *run, const void *params, const OptionPositionals *posi
     if (run->rank == 0)
         result_show(result_of(job.writer), job.params->json);
     bool failed = run_maximum(run, job.good ? 0 : 1) > 0;
+    if (failed && run->rank == 0)
+        check_print(__FILE__, __LINE__, "see the first difference in the table of checks",
+                    "the layer over %d ranks is not what it should be", run->ranks);
     tear_down(&job);
     return failed ? EXIT_CODE_CHECK : EXIT_CODE_GOOD;
 }

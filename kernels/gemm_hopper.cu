@@ -1,41 +1,37 @@
-// gemm_hopper.cu -- the grouped product on Hopper's tensor cores: bf16 in, f32 sums, bf16 or f32
-// out.
+// gemm_hopper.cu -- the grouped product on Hopper's tensor cores: bf16 in, f32 sums, bf16 or f32 out.
 //
 // One block per multiprocessor stays for the whole product and takes tile after tile of c, 128 rows
 // x 256 columns (gemm_walk.cuh). Its 12 warps have two jobs:
 //
-//   load      4 warps fill a ring of 4 stages in shared memory, each the 64 next terms of a and b
-//   (16 + 32 KiB). What lies
-//             dense in memory comes through the copy engine (TMA tensor maps, one thread); rows
-//             gathered through an index, and the last rows of a weight gradient's sum, which must
-//             end in zeros and not in the next group's rows, come as 16-byte cp.async by all 128
-//             threads.
-//   multiply  2 x 4 warps each own 64 rows x 256 columns of the tile: wgmma m64n256k16 straight
-//   from shared memory into
-//             128 registers a thread. A half without rows only keeps the ring moving; a tile of at
-//             most 128 columns uses m64n128k16. Sums leave through a small buffer per warp, so that
-//             global stores are whole 256-byte lines.
+//   load      4 warps keep a ring of 4 stages in shared memory full; a stage holds the next 64 terms
+//             of a and b (16 + 32 KiB). What lies dense in memory comes through the copy engine
+//             (TMA tensor maps, one thread). Rows gathered through an index come as 16-byte cp.async
+//             by all 128 threads.
+//   multiply  2 x 4 warps own 64 rows x 256 columns of the tile each: wgmma m64n256k16 straight from
+//             shared memory into 128 registers a thread. A half without rows only keeps the ring
+//             moving; a tile of at most 128 columns uses m64n128k16. Sums leave through a small
+//             buffer per warp, so that global stores are 256 bytes in a row (gemm_store.cuh).
 //
-// A stage passes from one job to the other by two mbarriers: `full` (bytes have come, gatherers
-// have arrived) and `empty` (8 warps have read it).
+// A stage passes from one job to the other by two mbarriers: `full` (bytes have come, gatherers have
+// arrived) and `empty` (8 warps have read it).
 //
-// Both operands lie in shared memory as the tensor core wants them, in blocks of 64 elements (128
-// bytes) a line with the 128-byte swizzle: 16-byte piece p of line l stands at place p ^ (l % 8).
-// Where terms are contiguous in memory (a and b of NT, a of NN) a line is a row with 64 terms,
-// "K-major"; elsewhere a line is a term with 64 rows or columns of c, "MN-major", and one such
-// panel of 64 lines (8 KiB) follows the other. The descriptor's fields for that are: start / 16;
-// distance between panels / 16 at bit 16 (MN-major only); distance between groups of 8 lines = 1024
-// / 16 at bit 32; 1 at bit 62 = 128-byte swizzle. The next 16 terms are 32 bytes on (K-major) or 16
-// lines = 2048 bytes on (MN-major).
+// Both operands lie in shared memory as the tensor core wants them: in lines of 64 elements (128
+// bytes) with the 128-byte swizzle, 16-byte piece p of line l at place p ^ (l % 8). Where terms are
+// contiguous in memory (a and b of NT, a of NN) a line is a row with 64 terms, "K-major". Elsewhere a
+// line is a term with 64 rows or columns of c, "MN-major", and one such panel of 64 lines (8 KiB)
+// follows the other. A descriptor has these fields: start / 16; at bit 16 the distance between panels
+// / 16 (MN-major only); at bit 32 the distance between groups of 8 lines / 16; at bit 62 a 1 for the
+// swizzle. The next 16 terms are 32 bytes on (K-major) or 16 lines on (MN-major).
 //
 // Every row runs through the same instructions in the same order of terms, whichever tile, half or
-// group it lies in. Limit: the tensor cores (and the power cap); shared memory serves them 80 of
-// its 128 bytes a cycle.
+// group it lies in. Limit: the tensor cores under the power cap; they take 80 of the 128 bytes a
+// cycle that shared memory delivers. With gathered rows the limit is what cp.async can have in
+// flight, about 20 bytes a cycle, which is 3/4 of what b alone would need in TN.
 //
 // Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions" and "Tensor maps".
-#include "kernels/cuda_common.cuh"
 #include "kernels/gemm_hopper.cuh"
 #include "kernels/gemm_ptx.cuh"
+#include "kernels/gemm_store.cuh"
 #include "kernels/gemm_walk.cuh"
 
 enum {
@@ -56,12 +52,10 @@ enum {
     THREADS = LOAD_THREADS + 32 * MULTIPLY_WARPS,
     LOAD_REGISTERS = 56,
     MULTIPLY_REGISTERS = 224,              // 128 * 56 + 256 * 224 registers fill the multiprocessor
-    OUT_LINE_BYTES = 256,                  // of c, per row and pass of the epilogue
-    OUT_PITCH_BYTES = OUT_LINE_BYTES + 16, // neighbouring rows start in different banks
-    OUT_WARP_BYTES = 16 * OUT_PITCH_BYTES,
+    COPY_LAG = 1, // chunks whose copies may be under way before the oldest is waited for
     BARRIERS_AT = STAGES * STAGE_BYTES,
     OUT_AT = BARRIERS_AT + 128,
-    SHARED_BYTES = OUT_AT + MULTIPLY_WARPS * OUT_WARP_BYTES,
+    SHARED_BYTES = OUT_AT + MULTIPLY_WARPS * STORE_BUFFER_BYTES,
 };
 static_assert(SHARED_BYTES <= 227 * 1024, "what a block of compute capability 9.0 can have");
 static_assert(LOAD_THREADS * LOAD_REGISTERS + 32 * MULTIPLY_WARPS * MULTIPLY_REGISTERS <= 65536,
@@ -97,59 +91,74 @@ static __device__ __forceinline__ uint32_t parity_of(uint32_t number)
 template <GemmForm FORM, bool GATHER_A, bool GATHER_B> struct Variant {
     static constexpr bool a_is_mn_major = FORM == GEMM_TN;
     static constexpr bool b_is_mn_major = FORM != GEMM_NT;
-    // The loading warps copy lines themselves: gathered ones, or the zeros after a weight
-    // gradient's last term.
-    static constexpr bool threads_copy = GATHER_A || GATHER_B || FORM == GEMM_TN;
+    static constexpr bool threads_copy = GATHER_A || GATHER_B;
     static constexpr bool engine_copies = FORM != GEMM_TN || !GATHER_A || !GATHER_B;
-    static constexpr uint32_t full_arrivals = (engine_copies ? 1 : 0) + (threads_copy ? 1 : 0);
+    static constexpr uint32_t full_arrivals = (engine_copies ? 1 : 0) + (threads_copy ? LOAD_WARPS : 0);
 };
 
-// ---- load
-// ------------------------------------------------------------------------------------------------------------
+// ---- load ----
 
-// Where a warp finds the lines it copies: its lane l knows the row of lines l, l + 32, ...
-template <int LINES> struct LineRows {
-    uint32_t row[LINES / 32];
-};
-
-// Lines are the `lines_left` rows of the row space from first_row on.
+// An operand gathered by the loading warps: each copies its quarter of a chunk's lines, and its lane
+// l knows in which row of the matrix the quarter's line l lies. The lines are the `lines_left` rows
+// of the row space from first_row on.
 template <int LINES>
-static __device__ __forceinline__ LineRows<LINES> line_rows(const int32_t *index, int first_row,
-                                                            int lines_left)
+static __device__ __forceinline__ uint32_t row_of_line(const int32_t *index, int first_row,
+                                                       int lines_left)
 {
-    LineRows<LINES> rows;
-#pragma unroll
-    for (int i = 0; i < LINES / 32; i++) {
-        const int line = (int)threadIdx.x % 32 + 32 * i, row = first_row + line;
-        rows.row[i] = line >= lines_left ? 0 : index ? (uint32_t)__ldg(index + row) : (uint32_t)row;
-    }
-    return rows;
+    constexpr int QUARTER = LINES / LOAD_WARPS;
+    const int line = threadIdx.x / 32 * QUARTER + threadIdx.x % QUARTER;
+    return line < lines_left ? (uint32_t)__ldg(index + first_row + line) : 0;
 }
 
-// A warp copies lines of 64 PANELS elements from `column` on; zeros after the last line and the
-// last column. An address is one shuffle and one wide multiply-add away.
+// The rows that one thread copies 16-byte pieces of: PANELS panels of 8 pieces make up a line.
+template <int LINES, int PANELS> struct LinePieces {
+    static constexpr int QUARTER = LINES / LOAD_WARPS, PIECES = 8 * PANELS, AT_ONCE = 32 / PIECES;
+    static constexpr int COUNT = QUARTER / AT_ONCE;
+    uint32_t row[COUNT];
+};
+
 template <int LINES, int PANELS>
-static __device__ __forceinline__ void lines_copy(const LineRows<LINES> &rows, uint32_t to,
-                                                  const void *matrix, uint32_t stride_bytes,
-                                                  int column, int columns, int lines_left)
+static __device__ __forceinline__ LinePieces<LINES, PANELS> pieces_find(uint32_t row_of_line)
 {
-    constexpr int PIECES = 8 * PANELS, AT_ONCE = 32 / PIECES;
-    const int lane = threadIdx.x % 32, piece = lane % PIECES;
+    typedef LinePieces<LINES, PANELS> P;
+    P pieces;
+#pragma unroll
+    for (int i = 0; i < P::COUNT; i++)
+        pieces.row[i] =
+            __shfl_sync(~0u, row_of_line, i * P::AT_ONCE + threadIdx.x % 32 / P::PIECES);
+    return pieces;
+}
+
+// 64 PANELS elements of each line, from `column` on; zeros after the last line and the last column.
+template <int LINES, int PANELS>
+static __device__ __forceinline__ void pieces_copy(const LinePieces<LINES, PANELS> &pieces,
+                                                   uint32_t to, const void *matrix,
+                                                   uint32_t stride_bytes, int column, int columns,
+                                                   int lines_left)
+{
+    typedef LinePieces<LINES, PANELS> P;
+    const int lane = threadIdx.x % 32, piece = lane % P::PIECES;
+    const int first_line = threadIdx.x / 32 * P::QUARTER;
     const bool column_real = column + 8 * piece < columns;
     const uint8_t *source =
         (const uint8_t *)matrix + (column_real ? 2 * (int64_t)(column + 8 * piece) : 0);
-    const int lines = column_real ? min(lines_left, (int)LINES) : 0;
-    to += piece / 8 * PANEL_BYTES;
+    const int lines = column_real ? lines_left - first_line : 0;
+    to += piece / 8 * PANEL_BYTES + first_line * LINE_BYTES;
 #pragma unroll
-    for (int part = 0; part < LINES / 32; part++) {
-#pragma unroll 8
-        for (int i = 0; i < 32; i += AT_ONCE) {
-            const int line = 32 * part + i + lane / PIECES;
-            const uint32_t row = __shfl_sync(~0u, rows.row[part], line % 32);
-            ptx_copy_16(to + line * LINE_BYTES + (piece ^ line) % 8 * 16,
-                        source + (uint64_t)row * stride_bytes, line < lines ? 16 : 0);
-        }
+    for (int i = 0; i < P::COUNT; i++) {
+        const int line = i * P::AT_ONCE + lane / P::PIECES;
+        ptx_copy_16(to + line * LINE_BYTES + (piece ^ line) % 8 * 16,
+                    source + (uint64_t)pieces.row[i] * stride_bytes, line < lines ? 16 : 0);
     }
+}
+
+// The warp's copies of chunk `number` have landed: makes them visible and says so.
+static __device__ __forceinline__ void lines_landed(const Ring &ring, uint32_t number)
+{
+    ptx_proxy_fence();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        ptx_barrier_arrive(ring.full(number % STAGES));
 }
 
 // One thread: the copy engine brings what lies dense.
@@ -182,68 +191,69 @@ engine_load(const Ring &ring, uint32_t stage, const CUtensorMap *map_a, const CU
     }
 }
 
-// The warps take turns, chunk by chunk, so that up to four chunks are on their way while each warp
-// waits for its own.
 template <GemmForm FORM, bool GATHER_A, bool GATHER_B>
 static __device__ __forceinline__ void load(const GroupedGemm &args, const Ring &ring,
                                             const CUtensorMap *map_a, const CUtensorMap *map_b)
 {
     typedef Variant<FORM, GATHER_A, GATHER_B> V;
-    constexpr uint32_t TURNS = V::threads_copy ? LOAD_WARPS : 1;
-    constexpr int A_LINES = FORM == GEMM_TN ? TERMS : TILE_ROWS;
-    const uint32_t warp = threadIdx.x / 32;
-    const bool elected = threadIdx.x % 32 == 0;
+    constexpr bool TN = FORM == GEMM_TN; // lines are terms, else rows of the tile
+    constexpr int A_LINES = TN ? TERMS : TILE_ROWS, A_PANELS = TN ? TILE_ROWS / 64 : 1;
+    constexpr int B_PANELS = TILE_COLUMNS / 64;
     if (!V::threads_copy && threadIdx.x != 0)
         return;
     const uint32_t a_stride_bytes = (uint32_t)(2 * args.a_stride);
     const uint32_t b_stride_bytes = (uint32_t)(2 * args.b_stride);
     GemmWalk walk = gemm_walk_begin();
     GemmTile tile;
-    uint32_t number = 0; // of the tile's first chunk, counted over all tiles of this block
+    uint32_t number = 0; // of the chunk, over all tiles of this block
     while (gemm_walk_next<FORM, TILE_ROWS, TILE_COLUMNS>(args, &walk, &tile)) {
-        const uint32_t chunks = (uint32_t)(tile.sum_length + TERMS - 1) / TERMS;
-        LineRows<A_LINES> rows_a;
-        if (FORM != GEMM_TN && GATHER_A)
-            rows_a = line_rows<A_LINES>(args.a_index, tile.group_first + tile.row, tile.rows_left);
-        for (uint32_t chunk = (warp - number) % TURNS; chunk < chunks; chunk += TURNS) {
-            const uint32_t stage = (number + chunk) % STAGES;
-            const int term = (int)chunk * TERMS, terms_left = tile.sum_length - term;
-            const bool tail = FORM == GEMM_TN && terms_left < TERMS;
-            LineRows<TERMS> rows_b;
-            if (FORM == GEMM_TN && (GATHER_A || tail))
-                rows_a = line_rows<A_LINES>(args.a_index, tile.group_first + term, terms_left);
-            if (FORM == GEMM_TN && (GATHER_B || tail))
-                rows_b = line_rows<TERMS>(args.b_index, tile.group_first + term, terms_left);
-            ptx_barrier_wait(ring.empty(stage), parity_of(number + chunk) ^ 1);
-            if (V::engine_copies && elected && !tail)
-                engine_load<FORM, !GATHER_A, FORM != GEMM_TN || !GATHER_B>(ring, stage, map_a,
-                                                                           map_b, tile, term);
-            else if (V::engine_copies && elected)
-                ptx_barrier_arrive(ring.full(stage));
+        const int a_row = tile.group_first + (TN ? 0 : tile.row);
+        const int a_lines = TN ? tile.sum_length : tile.rows_left;
+        uint32_t row_a = 0, row_b = 0; // of the lane's line in the next chunk
+        LinePieces<A_LINES, A_PANELS> pieces_a;
+        LinePieces<TERMS, B_PANELS> pieces_b;
+        if (GATHER_A)
+            row_a = row_of_line<A_LINES>(args.a_index, a_row, a_lines);
+        if (GATHER_B)
+            row_b = row_of_line<TERMS>(args.b_index, tile.group_first, tile.sum_length);
+        if (GATHER_A && !TN)
+            pieces_a = pieces_find<A_LINES, A_PANELS>(row_a);
+        for (int term = 0; term < tile.sum_length; term += TERMS, number++) {
+            const uint32_t stage = number % STAGES;
+            const int left = tile.sum_length - term;
+            if (GATHER_A && TN) {
+                pieces_a = pieces_find<A_LINES, A_PANELS>(row_a);
+                row_a = row_of_line<A_LINES>(args.a_index, a_row + term + TERMS, left - TERMS);
+            }
+            if (GATHER_B) {
+                pieces_b = pieces_find<TERMS, B_PANELS>(row_b);
+                row_b = row_of_line<TERMS>(args.b_index, tile.group_first + term + TERMS,
+                                           left - TERMS);
+            }
+            ptx_barrier_wait(ring.empty(stage), parity_of(number) ^ 1);
+            if (V::engine_copies && threadIdx.x == 0)
+                engine_load<FORM, !GATHER_A, !GATHER_B>(ring, stage, map_a, map_b, tile, term);
             if (!V::threads_copy)
                 continue;
             __syncwarp();
-            if (FORM != GEMM_TN)
-                lines_copy<A_LINES, 1>(rows_a, ring.a(stage), args.a, a_stride_bytes, term,
-                                       (int)args.k, tile.rows_left);
-            if (FORM == GEMM_TN && (GATHER_A || tail))
-                lines_copy<A_LINES, TILE_ROWS / 64>(rows_a, ring.a(stage), args.a, a_stride_bytes,
-                                                    tile.row, (int)args.m, terms_left);
-            if (FORM == GEMM_TN && (GATHER_B || tail))
-                lines_copy<TERMS, TILE_COLUMNS / 64>(rows_b, ring.b(stage), args.b, b_stride_bytes,
-                                                     tile.column, (int)args.n, terms_left);
-            ptx_copy_wait_all();
-            ptx_proxy_fence();
-            __syncwarp();
-            if (elected)
-                ptx_barrier_arrive(ring.full(stage));
+            if (GATHER_A)
+                pieces_copy(pieces_a, ring.a(stage), args.a, a_stride_bytes, TN ? tile.row : term,
+                            TN ? (int)args.m : (int)args.k, TN ? left : a_lines);
+            if (GATHER_B)
+                pieces_copy(pieces_b, ring.b(stage), args.b, b_stride_bytes, tile.column,
+                            (int)args.n, left);
+            ptx_copy_commit();
+            ptx_copy_wait<COPY_LAG>();
+            if (number >= COPY_LAG)
+                lines_landed(ring, number - COPY_LAG);
         }
-        number += chunks;
     }
+    ptx_copy_wait<0>();
+    for (uint32_t late = V::threads_copy ? min(number, (uint32_t)COPY_LAG) : 0; late > 0; late--)
+        lines_landed(ring, number - late);
 }
 
-// ---- multiply
-// --------------------------------------------------------------------------------------------------------
+// ---- multiply ----
 
 template <bool MN_MAJOR> static __device__ __forceinline__ uint64_t operand_words(uint32_t address)
 {
@@ -263,6 +273,24 @@ static __device__ __forceinline__ void multiply_steps(uint64_t a, uint64_t b, fl
     for (int step = 0; step < STEPS; step++)
         ptx_mma<COLUMNS, A_MN_MAJOR, B_MN_MAJOR>(sum, a + step * A_STEP, b + step * B_STEP);
     ptx_mma_commit();
+}
+
+// TN: after the group's last row the copy engine read on, into padding or the next group. The
+// warpgroup overwrites the rest of the last step, in its panel of a and in b, with zeros (the other
+// warpgroup may be writing the same zeros to b).
+static __device__ __forceinline__ void zero_lines(const Ring &ring, uint32_t stage, int half,
+                                                  int first)
+{
+    const int lines = (STEP_TERMS - first % STEP_TERMS) % STEP_TERMS;
+    constexpr int PIECES = 8 + B_BYTES / PANEL_BYTES * 8; // of a line, 16 bytes each
+    for (int i = threadIdx.x % 128; i < lines * PIECES; i += 128) {
+        const int line = first + i / PIECES, piece = i % PIECES;
+        const uint32_t panel = piece < 8 ? ring.a(stage) + half * PANEL_BYTES
+                                         : ring.b(stage) + (piece / 8 - 1) * PANEL_BYTES;
+        ptx_store_zeros(panel + line * LINE_BYTES + piece % 8 * 16);
+    }
+    ptx_proxy_fence();
+    ptx_warpgroup_wait(1 + half);
 }
 
 // sum = the product of the warpgroup's 64 rows with all terms of the tile; the chunk counter goes
@@ -292,6 +320,8 @@ static __device__ __forceinline__ void multiply(const Ring &ring, int half, int 
     if (rest != 0) {
         const uint32_t stage = at % STAGES;
         ptx_barrier_wait(ring.full(stage), parity_of(at));
+        if (A_MN_MAJOR)
+            zero_lines(ring, stage, half, rest);
         for (int step = 0; step * STEP_TERMS < rest; step++) {
             multiply_steps<COLUMNS, A_MN_MAJOR, B_MN_MAJOR, 1>(
                 operand_words<A_MN_MAJOR>(ring.a(stage) + half * PANEL_BYTES +
@@ -317,132 +347,7 @@ static __device__ __forceinline__ void skip(const Ring &ring, int terms, uint32_
     }
 }
 
-// ---- store
-// -----------------------------------------------------------------------------------------------------------
-
-// A warp's 16 rows x 128 columns, starting with sum[0], into its buffer.
-static __device__ __forceinline__ void stage_bf16(uint8_t *buffer, const float *sum)
-{
-    const int lane = threadIdx.x % 32, block = lane / 8;
-    const uint32_t to =
-        ptx_shared_address(buffer) + (lane % 8 + block % 2 * 8) * OUT_PITCH_BYTES + block / 2 * 16;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const float *s = sum + 8 * i;
-        ptx_store_blocks(to + i * 32, bf16_pair(s[0], s[1]), bf16_pair(s[2], s[3]),
-                         bf16_pair(s[4], s[5]), bf16_pair(s[6], s[7]));
-    }
-}
-
-// The same with 64 columns of f32.
-static __device__ __forceinline__ void stage_f32(uint8_t *buffer, const float *sum)
-{
-    const int lane = threadIdx.x % 32;
-    uint8_t *to = buffer + lane / 4 * OUT_PITCH_BYTES + lane % 4 * 8;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        *(float2 *)(to + i * 32) = make_float2(sum[4 * i], sum[4 * i + 1]);
-        *(float2 *)(to + 8 * OUT_PITCH_BYTES + i * 32) =
-            make_float2(sum[4 * i + 2], sum[4 * i + 3]);
-    }
-}
-
-// 16 bytes each of the buffer's rows 2 i + lane / 16: half a warp holds one row.
-struct Lines {
-    float4 piece[8];
-};
-
-static __device__ __forceinline__ Lines lines_read(const uint8_t *from, int64_t pitch_bytes,
-                                                   int rows)
-{
-    const int piece = threadIdx.x % 16, first = threadIdx.x % 32 / 16;
-    Lines lines;
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        if (first + 2 * i < rows)
-            lines.piece[i] = *(const float4 *)(from + (first + 2 * i) * pitch_bytes + piece * 16);
-    return lines;
-}
-
-static __device__ __forceinline__ void lines_write(const Lines &lines, uint8_t *to,
-                                                   int64_t pitch_bytes, int rows)
-{
-    const int piece = threadIdx.x % 16, first = threadIdx.x % 32 / 16;
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        if (first + 2 * i < rows)
-            *(float4 *)(to + (first + 2 * i) * pitch_bytes + piece * 16) = lines.piece[i];
-}
-
-static __device__ __forceinline__ void lines_add(Lines *lines, const Lines &old)
-{
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        float4 *x = &lines->piece[i];
-        const float4 y = old.piece[i];
-        *x = make_float4(y.x + x->x, y.y + x->y, y.z + x->z, y.w + x->w);
-    }
-}
-
-// The warp's first row in c, at the tile's first column.
-template <GemmForm FORM, typename Out>
-static __device__ __forceinline__ uint8_t *tile_in_c(const GroupedGemm &args, const GemmTile &tile,
-                                                     int warp_row)
-{
-    const int64_t row = gemm_c_row<FORM>(args, tile) + warp_row;
-    return (uint8_t *)((Out *)args.c + row * args.n + tile.column);
-}
-
-template <GemmForm FORM, typename Out>
-static __device__ __forceinline__ void store_tile(const GroupedGemm &args, const GemmTile &tile,
-                                                  int warp_row, uint8_t *buffer, const float *sum)
-{
-    constexpr int COLUMNS = OUT_LINE_BYTES / sizeof(Out); // per pass
-    constexpr bool MAY_ADD = sizeof(Out) == 4;
-    const int rows_left = max(min(tile.rows_left - warp_row, 16), 0);
-    const int first_column = threadIdx.x % 16 * (16 / (int)sizeof(Out)); // of the thread's pieces
-    const int columns_left = (int)args.n - tile.column;
-    uint8_t *c = tile_in_c<FORM, Out>(args, tile, warp_row);
-    const int64_t pitch_bytes = args.n * (int64_t)sizeof(Out);
-    Lines old;
-    if (MAY_ADD && args.accumulate)
-        old = lines_read(c, pitch_bytes, first_column < columns_left ? rows_left : 0);
-#pragma unroll
-    for (int column = 0; column < TILE_COLUMNS; column += COLUMNS) {
-        if (column >= columns_left)
-            return;
-        if (sizeof(Out) == 2)
-            stage_bf16(buffer, sum + column / 2);
-        else
-            stage_f32(buffer, sum + column / 2);
-        __syncwarp();
-        Lines lines = lines_read(buffer, OUT_PITCH_BYTES, 16);
-        const int rows = column + first_column < columns_left ? rows_left : 0;
-        if (MAY_ADD && args.accumulate) {
-            lines_add(&lines, old);
-            const int next = column + COLUMNS; // one pass ahead: the way to memory is long
-            if (next < TILE_COLUMNS)
-                old = lines_read(c + OUT_LINE_BYTES, pitch_bytes,
-                                 next + first_column < columns_left ? rows_left : 0);
-        }
-        lines_write(lines, c, pitch_bytes, rows);
-        __syncwarp();
-        c += OUT_LINE_BYTES;
-    }
-}
-
-// What will be added to starts on its way to the L2.
-template <GemmForm FORM>
-static __device__ __forceinline__ void prefetch_c(const GroupedGemm &args, const GemmTile &tile,
-                                                  int warp_row)
-{
-    const int lane = threadIdx.x % 32, line = lane % 8; // 128 bytes = 32 columns
-    const uint8_t *c = tile_in_c<FORM, float>(args, tile, warp_row);
-#pragma unroll
-    for (int row = lane / 8; row < 16; row += 4)
-        if (warp_row + row < tile.rows_left && tile.column + 32 * line < args.n)
-            ptx_prefetch(c + row * args.n * 4 + 128 * line);
-}
+// ---- blocks ----
 
 template <GemmForm FORM, bool GATHER_A, bool GATHER_B>
 static __device__ __forceinline__ void compute(const GroupedGemm &args, const Ring &ring,
@@ -450,7 +355,7 @@ static __device__ __forceinline__ void compute(const GroupedGemm &args, const Ri
 {
     typedef Variant<FORM, GATHER_A, GATHER_B> V;
     const int warp = threadIdx.x / 32 - LOAD_THREADS / 32, half = warp / 4;
-    uint8_t *buffer = shared + OUT_AT + warp * OUT_WARP_BYTES;
+    uint8_t *buffer = shared + OUT_AT + warp * STORE_BUFFER_BYTES;
     GemmWalk walk = gemm_walk_begin();
     GemmTile tile;
     uint32_t number = 0;
@@ -514,8 +419,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
-// ---- host
-// ------------------------------------------------------------------------------------------------------------
+// ---- host ----
 
 typedef void (*HopperKernel)(GroupedGemm, CUtensorMap, CUtensorMap);
 
@@ -580,7 +484,7 @@ static CUtensorMap encode_operand(EncodeTensorMap encode, const Operand *operand
         encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, operand->planes ? 3 : 2,
                (void *)(uintptr_t)operand->data, extents, stride_bytes, box, steps,
                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+               CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     CHECK(result == CUDA_SUCCESS, EXIT_CODE_INTERNAL, "this is a bug of meshwork: please report it",
           "cuTensorMapEncodeTiled refused [%lld, %lld, %lld] bf16, rows %lld apart: CUresult %d",
           (long long)operand->planes, (long long)operand->rows, (long long)operand->columns,

@@ -61,10 +61,26 @@ static __device__ __forceinline__ void ptx_copy_16(uint32_t to, const void *from
                  : "memory");
 }
 
-// All of this thread's 16-byte copies have landed.
-static __device__ __forceinline__ void ptx_copy_wait_all(void)
+static __device__ __forceinline__ void ptx_copy_commit(void)
 {
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// All but the newest PENDING groups of this thread's 16-byte copies have landed.
+template <int PENDING> static __device__ __forceinline__ void ptx_copy_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+static __device__ __forceinline__ void ptx_store_zeros(uint32_t to)
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(0) : "memory");
+}
+
+// Waits for the 128 threads that use this barrier (1 .. 15).
+static __device__ __forceinline__ void ptx_warpgroup_wait(int barrier)
+{
+    asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory");
 }
 
 // What this thread wrote to shared memory becomes visible to wgmma and the copy engine.

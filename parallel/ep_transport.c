@@ -66,6 +66,18 @@ static void exchange_nccl(Ep *ep, const EpRegion *regions, int count, Stream str
                         ep->segment_bytes[regions[i]], stream);
 }
 
+// Debug builds: a row that is read without having arrived is a NaN, not what the last step left
+// there.
+static void poison_segment(Ep *ep, EpRegion region, int rank)
+{
+#ifndef NDEBUG
+    uint64_t bytes = ep->segment_bytes[region];
+    memset((char *)ep->in[region] + (uint64_t)rank * bytes, 0xFF, bytes);
+#else
+    (void)ep, (void)region, (void)rank;
+#endif
+}
+
 // Real sizes, from the count records, which travel first. Own rows were stored where they are read.
 static void exchange_mpi(Ep *ep, const EpRegion *regions, int count, Stream stream)
 {
@@ -89,6 +101,8 @@ static void exchange_mpi(Ep *ep, const EpRegion *regions, int count, Stream stre
         for (int rank = 0; rank < comm.ranks; rank++) {
             int word = rank * words + count_word(ep, region);
             bool own = rank == comm.rank;
+            if (!own)
+                poison_segment(ep, region, rank);
             send_bytes[rank] = own ? NO_BYTES : (uint64_t)sent[word] * unit;
             receive_bytes[rank] = own ? NO_BYTES : (uint64_t)received[word] * unit;
             send_offsets[rank] = (uint64_t)rank * ep->segment_bytes[region];

@@ -130,6 +130,11 @@ static void print_fact(const char *name, const char *format, ...)
     free(text);
 }
 
+static const char *plural(int64_t count)
+{
+    return count == 1 ? "" : "s";
+}
+
 static const char *text_or(const Json *json, const char *otherwise)
 {
     const char *text = json_text_of(json);
@@ -177,11 +182,12 @@ static void show_header(const Result *result)
     const Json *header = result->header;
     const Json *build = json_find(header, "build");
     char mesh[CELL_BYTES] = "";
-    print_fact("run", "%s, %s, %lld ranks on %lld hosts, %s",
+    int64_t ranks = json_integer_of(json_find(header, "rank_count"));
+    int64_t hosts = json_integer_of(json_find(header, "host_count"));
+    print_fact("run", "%s, %s, %lld rank%s on %lld host%s, %s",
                text_or(json_find(header, "command"), "unknown command"),
-               text_or(json_find(header, "created_utc"), "at an unknown time"),
-               (long long)json_integer_of(json_find(header, "rank_count")),
-               (long long)json_integer_of(json_find(header, "host_count")),
+               text_or(json_find(header, "created_utc"), "at an unknown time"), (long long)ranks,
+               plural(ranks), (long long)hosts, plural(hosts),
                text_or(json_find(json_at(json_find(header, "ranks"), 0), "host"), "unknown host"));
     print_fact("command", "%s", text_or(json_find(header, "reproduce"), "(not recorded)"));
     print_fact("built", "%s, %s, %s",
@@ -198,9 +204,14 @@ static void show_header(const Result *result)
         print_fact("note", "%s", result->note);
 }
 
+static bool state_is_unknown(const DeviceState *state)
+{
+    return isnan(state->sm_clock_mhz) && isnan(state->power_w);
+}
+
 static void show_state(const char *name, const DeviceState *state)
 {
-    if (isnan(state->sm_clock_mhz) && isnan(state->power_w))
+    if (state_is_unknown(state))
         print_fact(name, "clocks unknown%s%s", state->reason[0] ? ": " : "", state->reason);
     else
         print_fact(name, "%.0f MHz, memory %.0f MHz, %.0f W, %.0f C, throttle mask 0x%llx",
@@ -208,21 +219,32 @@ static void show_state(const char *name, const DeviceState *state)
                    state->temperature_c, (unsigned long long)state->throttle_mask);
 }
 
+// Two unknown states are one line.
+static void show_states(const Measurement *measurement)
+{
+    const DeviceState *before = &measurement->state_before, *after = &measurement->state_after;
+    bool alike = state_is_unknown(before) && state_is_unknown(after) &&
+                 strcmp(before->reason, after->reason) == 0;
+    show_state(alike ? "device" : "before", before);
+    if (!alike)
+        show_state("after", after);
+}
+
 static const char *ratio_text(double ratio, char *text)
 {
     if (isnan(ratio))
         snprintf(text, CELL_BYTES, "-");
     else
-        snprintf(text, CELL_BYTES, "%.2fx", ratio);
+        snprintf(text, CELL_BYTES, "%.*fx", ratio < 100 ? 2 : 0, ratio);
     return text;
 }
 
-static const char *percent_text(double share, int decimals, char *text)
+static const char *percent_text(double share, char *text)
 {
     if (isnan(share))
         snprintf(text, CELL_BYTES, "-");
     else
-        snprintf(text, CELL_BYTES, "%.*f %%", decimals, 100 * share);
+        snprintf(text, CELL_BYTES, "%.*f %%", share < 0.1 ? 1 : 0, 100 * share);
     return text;
 }
 
@@ -233,7 +255,7 @@ static void add_rate_cell(Table *table, const Summary *summary, int rate)
     if (isnan(summary->share[rate]))
         table_cell(table, "%s", value);
     else
-        table_cell(table, "%s, %s", value, percent_text(summary->share[rate], 0, share));
+        table_cell(table, "%s, %s", value, percent_text(summary->share[rate], share));
 }
 
 static void add_span_row(Table *table, const MeasurementSpan *span, const Summary *summary,
@@ -251,7 +273,7 @@ static void add_span_row(Table *table, const MeasurementSpan *span, const Summar
     else
         table_cell(table, "%s .. %s", table_seconds(time->ci95_low, text, sizeof text),
                    table_seconds(time->ci95_high, other, sizeof other));
-    table_cell(table, "%s", percent_text(time->noise, 1, text));
+    table_cell(table, "%s", percent_text(time->noise, text));
     table_cell(table, "%s", ratio_text(summary->rank_spread, text));
     for (int i = 0; i < RATES; i++)
         if (shown[i])
@@ -289,8 +311,7 @@ static void show_measurement(const Result *result, const Measurement *measuremen
                " over %d ranks",
                measurement->name, measurement->samples, measurement->warmups,
                measurement->stop_reason, measurement->ranks);
-    show_state("before", &measurement->state_before);
-    show_state("after", &measurement->state_after);
+    show_states(measurement);
     table_print(table, stdout);
     table_destroy(table);
     free(summaries);
@@ -321,7 +342,7 @@ static void show_checks(const Result *result)
     }
     printf("\n");
     table_print(table, stdout);
-    printf("%d checks, %d failed\n", result->check_count, failed);
+    printf("%d check%s, %d failed\n", result->check_count, plural(result->check_count), failed);
     table_destroy(table);
 }
 

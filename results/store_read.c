@@ -26,8 +26,11 @@
 #include "results/fields.h"
 #include "results/lines.h"
 
-enum { NAME_BYTES = 256, WHERE_BYTES = 640, READ_STEP_BYTES = 1 << 16, CHILD_SECONDS = 60 };
+enum { NAME_BYTES = 256, WHERE_BYTES = 640, READ_STEP_BYTES = 1 << 16 };
 static const uint64_t file_bytes_max = 1ull << 31, child_bytes_more = 1ull << 33;
+// Processor time: far more than reading takes, far less than a user waits for a loop over damaged
+// metadata to end.
+static const uint64_t child_seconds = 3, child_bytes_per_second = 1 << 20;
 static const char fix[] = "restore the file from a copy, or recover it from its journal";
 
 // Where the reader stands; texts and arrays live until the child ends.
@@ -406,9 +409,10 @@ static void send_result(FILE *pipe, const Result *result)
     send_line(pipe, json_set(last, "note", json_text(result->note)));
 }
 
-static void limit_child(void)
+static void limit_child(uint64_t file_bytes)
 {
-    struct rlimit none = {0, 0}, time = {CHILD_SECONDS, CHILD_SECONDS}, space;
+    rlim_t seconds = child_seconds + file_bytes / child_bytes_per_second;
+    struct rlimit none = {0, 0}, time = {seconds, seconds}, space;
     setrlimit(RLIMIT_CORE, &none);
     setrlimit(RLIMIT_CPU, &time);
     // Beyond what is mapped now: a sanitizer's shadow counts as address space too.
@@ -436,7 +440,7 @@ NORETURN static void run_child(FileMap image, int descriptor)
     int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
     if (nowhere >= 0)
         dup2(nowhere, STDERR_FILENO);
-    limit_child();
+    limit_child(image.bytes);
     FILE *pipe = fdopen(descriptor, "w");
     if (!pipe)
         _exit(EXIT_CODE_HARDWARE);

@@ -2,7 +2,6 @@
 // start out poisoned, values of both storage types, and comparisons that print both sides.
 #pragma once
 
-#include "harness/arena.h"
 #include "harness/random.h"
 
 #include <float.h>
@@ -18,10 +17,13 @@
 
 static const Stream CPU = {DEVICE_CPU, NULL};
 
-// Random numbers and memory of one test. MESHWORK_TEST_SEED repeats a failure.
+// Random numbers and memory of one test. Every array is a block of its own, so that
+// AddressSanitizer sees both its ends. MESHWORK_TEST_SEED repeats a failure.
+enum { DATA_BLOCKS_MAX = 4096 };
 typedef struct Data {
     uint64_t seed, drawn;
-    Arena *arena;
+    int blocks;
+    void *block[DATA_BLOCKS_MAX];
 } Data;
 
 static inline Data data_create(void)
@@ -32,12 +34,19 @@ static inline Data data_create(void)
     uint64_t seed = given ? strtoull(given, NULL, 10)
                           : (uint64_t)now.tv_sec * 1000000007u + (uint64_t)now.tv_nsec;
     print_message("MESHWORK_TEST_SEED=%llu\n", (unsigned long long)seed);
-    return (Data){.seed = seed, .arena = arena_create(MEMORY_HOST, DEVICE_CPU)};
+    return (Data){.seed = seed};
+}
+
+// Everything made since `blocks` was this number goes.
+static inline void data_release(Data *data, int blocks)
+{
+    while (data->blocks > blocks)
+        free(data->block[--data->blocks]);
 }
 
 static inline void data_destroy(Data *data)
 {
-    arena_destroy(data->arena);
+    data_release(data, 0);
 }
 
 static inline int64_t data_below(Data *data, int64_t bound)
@@ -54,9 +63,13 @@ static inline float data_normal(Data *data)
 // NaN in every float type, -1 in every integer.
 static inline void *data_poisoned(Data *data, int64_t count, uint64_t element_bytes)
 {
-    uint64_t bytes = (uint64_t)(count > 0 ? count : 1) * element_bytes;
-    void *memory = arena_push(data->arena, bytes, MEMORY_SCRATCH);
-    memset(memory, 0xFF, bytes);
+    uint64_t bytes = (uint64_t)count * element_bytes;
+    void *memory = malloc(bytes);
+    assert_true(memory || bytes == 0);
+    assert_true(data->blocks < DATA_BLOCKS_MAX);
+    if (memory)
+        memset(memory, 0xFF, bytes);
+    data->block[data->blocks++] = memory;
     return memory;
 }
 

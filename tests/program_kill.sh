@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # kill -9 at a random moment, of one rank or of the whole job: every measurement that was printed, or that stood in the
 # journal, is in the result file or comes back with `results recover`.
+# timeout: 1200
 # $1: the build folder. MOMENTS and SEED (environment): how often, 100 unless told, and which moments.
 # shellcheck source=tests/program_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
@@ -26,10 +27,13 @@ start_job() {
 # Waits for r.journal, or for the end of the job.
 await_journal() { while [ ! -e "$1" ] && kill -0 "$job" 2>/dev/null; do sleep 0.01; done; }
 
+# await_end IDS...: false when one of them still lives after end_wait_s. A rank may outlive its mpirun by a little.
 await_end() {
-    local deadline=$(($(milliseconds) + end_wait_s * 1000))
-    while kill -0 "$job" 2>/dev/null && [ "$(milliseconds)" -lt $deadline ]; do sleep 0.02; done
-    ! kill -0 "$job" 2>/dev/null
+    local deadline=$(($(milliseconds) + end_wait_s * 1000)) id
+    for id in "$@"; do
+        while kill -0 "$id" 2>/dev/null && [ "$(milliseconds)" -lt $deadline ]; do sleep 0.02; done
+        if kill -0 "$id" 2>/dev/null; then return 1; fi
+    done
 }
 
 # The names of the measurements in a journal's complete lines; a line is complete when it ends in a newline.
@@ -47,7 +51,7 @@ start_job whole.h5
 await_journal whole.journal
 start_ms=$(($(milliseconds) - began))
 checks=$((checks + 1))
-await_end || fail "$command_line: still runs after $end_wait_s s"
+await_end "$job" || fail "$command_line: still runs after $end_wait_s s"
 whole_ms=$(($(milliseconds) - began))
 expect_good 0 results show whole.h5
 mapfile -t measurements < <(printed_names out)
@@ -72,20 +76,20 @@ for ((moment = 0; moment < moments; moment++)); do
         await_journal r.journal
         sleep_up_to_ms $((whole_ms - start_ms))
     fi
-    mapfile -t victims < <(ranks_of "$job")
-    if [ $((RANDOM % 2)) -eq 0 ] && [ ${#victims[@]} -gt 0 ]; then
-        victims=("${victims[RANDOM % ${#victims[@]}]}")
+    mapfile -t ranks < <(ranks_of "$job")
+    if [ $((RANDOM % 2)) -eq 0 ] && [ ${#ranks[@]} -gt 0 ]; then
+        victims=("${ranks[RANDOM % ${#ranks[@]}]}")
     else
-        victims+=("$job")
+        victims=("${ranks[@]}" "$job")
     fi
     cp r.journal seen 2>/dev/null
     kill -9 "${victims[@]}" 2>/dev/null
 
     # The rest of the job must not outlive it for long.
     checks=$((checks + 1))
-    if ! await_end; then
+    if ! await_end "$job" "${ranks[@]}"; then
         fail "$command_line: the job still runs $end_wait_s s after the kill"
-        kill -9 "$job"
+        kill -9 "$job" "${ranks[@]}" 2>/dev/null
     fi
 
     if [ -e r.h5 ]; then

@@ -161,10 +161,10 @@ static void tiles_equal_the_reference(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 90; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Problem problem = make_problem(&data, round % 3 == 0);
         every_tile_equals_the_plain_loops(&data, &problem);
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -175,7 +175,7 @@ static void large_tiles_equal_the_reference(void **state)
     (void)state;
     Data data = data_create();
     for (int form = GEMM_NT; form <= GEMM_TN; form++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Problem problem = {.first = {0, 1, 1}, .rows = {1, 0, 261}};
         GroupedGemm *args = &problem.args;
         *args = (GroupedGemm){.form = (GemmForm)form, .groups = 3, .rows_max = 262, .n = 530};
@@ -190,7 +190,7 @@ static void large_tiles_equal_the_reference(void **state)
         problem.c_count = (form == GEMM_TN ? 3 * args->m : 262) * args->n;
         problem.c_before = data_poisoned(&data, problem.c_count, sizeof(float));
         every_tile_equals_the_plain_loops(&data, &problem);
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -228,7 +228,7 @@ static void reference_meets_the_definition(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 40; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Problem problem = make_problem(&data, false);
         const void *c = run_problem(&data, &problem, NULL);
         for (int group = 0; group < problem.args.groups; group++) {
@@ -237,7 +237,7 @@ static void reference_meets_the_definition(void **state)
                 for (int64_t j = 0; j < problem.args.n; j++)
                     expect_definition(&problem, c, group, i, j);
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -248,7 +248,7 @@ static void padding_stays_untouched(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 30; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Problem problem = make_problem(&data, false);
         const GroupedGemm *args = &problem.args;
         const void *c = run_problem(&data, &problem, gemm_tile_best());
@@ -262,7 +262,7 @@ static void padding_stays_untouched(void **state)
             for (int64_t j = 0; j < args->n && !owned && !args->accumulate; j++)
                 expect_poison(c, args->out_dtype, row * args->n + j, "padding");
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }

@@ -67,7 +67,7 @@ static void sums_have_the_stated_bits(void **state)
     Data data = data_create();
     enum { ROWS = 13 };
     for (int round = 0; round < 120; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         MoeSum args = random_sum(&data, ROWS);
         moe_sum(&args, CPU);
         int64_t elements = args.tokens * args.hidden;
@@ -90,7 +90,7 @@ static void sums_have_the_stated_bits(void **state)
         }
         for (int64_t i = elements; i < elements + 7; i++)
             expect_poison(args.out, args.dtype, i, "past the end");
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -211,7 +211,7 @@ static void results_come_home(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 120; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         TestRanks all = ranks_random(&data);
         bool exact = data_below(&data, 2), weighted = data_below(&data, 2);
         ranks_dispatch(&data, &all);
@@ -219,7 +219,7 @@ static void results_come_home(void **state)
         travel_home(&all, &journey, exact, weighted);
         for (int home = 0; home < all.shape.ranks; home++)
             expect_home(&data, &all, &journey, home, exact, weighted);
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -231,7 +231,7 @@ static void rows_are_scaled(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 40; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         enum { SOURCES = 11 };
         int32_t total = (int32_t)data_below(&data, 30);
         MoeScaleRows args = {.hidden = 1 + data_below(&data, 700),
@@ -256,7 +256,7 @@ static void rows_are_scaled(void **state)
             expect_same(value_of(args.out, args.dtype, i),
                         round_to(args.weight_of_expert_row[at] * x, args.dtype), "scaled", i);
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -287,7 +287,7 @@ static void dots_have_the_stated_order(void **state)
     Data data = data_create();
     const int64_t widths[] = {1, 7, 8, 9, 255, 256, 257, 511, 512, 513, 1408};
     for (int round = 0; round < 60; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         enum { SOURCES = 9 };
         int32_t total = (int32_t)data_below(&data, SOURCES);
         RowDot args = {.hidden = widths[data_below(&data, COUNT_OF(widths))],
@@ -310,7 +310,7 @@ static void dots_have_the_stated_order(void **state)
             else
                 expect_dot(&args, row, row_of_b);
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }

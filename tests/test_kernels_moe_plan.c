@@ -267,14 +267,14 @@ static void random_plans_agree_with_a_walk(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 150; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         TestRanks all = ranks_random(&data);
         ranks_dispatch(&data, &all);
         for (int r = 0; r < all.shape.ranks; r++) {
             expect_rank(&all, r);
             expect_places(&data, &all, r);
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -285,7 +285,7 @@ static void nothing_else_is_written(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 40; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         TestRanks all = ranks_random(&data);
         const MoeShape *shape = &all.shape;
         ranks_dispatch(&data, &all);
@@ -304,7 +304,7 @@ static void nothing_else_is_written(void **state)
                 expect_equal(rank->maps.expert_row_of_slot[row * shape->slots_max + s], -1, "slot",
                              row);
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }

@@ -9,7 +9,7 @@ static void parts_are_added_in_order(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 40; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         SumParts args = {.parts = 1 + (int)data_below(&data, 6),
                          .count = sizes[data_below(&data, COUNT_OF(sizes))],
                          .out_dtype = data_below(&data, 2) ? DTYPE_F32 : DTYPE_BF16};
@@ -35,7 +35,7 @@ static void parts_are_added_in_order(void **state)
         }
         for (int64_t i = args.count; i < args.count + 9 && !in_place; i++)
             expect_poison(args.out, args.out_dtype, i, "past the end");
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -52,7 +52,7 @@ static void rows_are_gated(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 40; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         GateRows args = {.tokens = data_below(&data, 70),
                          .hidden = 1 + data_below(&data, 1100),
                          .dtype = data_below(&data, 2) ? DTYPE_F32 : DTYPE_BF16,
@@ -76,7 +76,7 @@ static void rows_are_gated(void **state)
         }
         for (int64_t i = args.x ? elements : 0; i < elements + 5; i++)
             expect_poison(args.out, args.dtype, i, "out");
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }

@@ -101,7 +101,7 @@ static void choices_and_weights(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 120; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Case c = make_case(&data);
         const RouterForward *args = &c.forward;
         router_forward(args, CPU);
@@ -123,7 +123,7 @@ static void choices_and_weights(void **state)
                              key_of(args, score, e), lowest);
             expect_weights(args, t, score, spread);
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -133,7 +133,7 @@ static void ties_go_to_the_lower_index(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 40; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Case c = make_case(&data);
         RouterForward *args = &c.forward;
         args->expert_bias = NULL;
@@ -153,7 +153,7 @@ static void ties_go_to_the_lower_index(void **state)
                              t * args->top_k + j);
             }
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -206,7 +206,7 @@ static void a_split_changes_nothing(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 60; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Case c = make_case(&data);
         RouterForward whole = c.forward;
         whole.routing = (RoutingMode)(round % 3);
@@ -227,7 +227,7 @@ static void a_split_changes_nothing(void **state)
             expect_equal(part.expert_of_slot[i - slot], whole.expert_of_slot[i], "slot", i);
             expect_same(part.weight_of_slot[i - slot], whole.weight_of_slot[i], "weight", i);
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -237,7 +237,7 @@ static void even_routing_loads_all_alike(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 20; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Case c = make_case(&data);
         RouterForward *args = &c.forward;
         args->routing = ROUTING_EVEN;
@@ -254,7 +254,7 @@ static void even_routing_loads_all_alike(void **state)
                 expect_equal(found, true, "even expert taken", expert);
             }
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -393,7 +393,7 @@ static void gradients_are_close(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 120; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Case c = make_case(&data);
         RouterForward *forward = &c.forward;
         router_forward(forward, CPU);
@@ -438,7 +438,7 @@ static void gradients_are_close(void **state)
             for (; e < args.logits_stride; e++)
                 expect_same(value_of(args.dlogits, args.dtype, row + e), 0.0f, "unused column", e);
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }

@@ -68,7 +68,7 @@ static void forward_is_close(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 60; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Case c = make_case(&data);
         const void *a = run_forward(&data, &c);
         for (int64_t i = 0; i < c.rows_max * c.inner; i++) {
@@ -82,7 +82,7 @@ static void forward_is_close(void **state)
             double bound = (6 * FLT_EPSILON + rounding_of(c.dtype)) * fabs(exact);
             expect_near(value_of(a, c.dtype, i), exact, bound + 0x1p-130 * (1 + fabs(u)), "a", i);
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -145,7 +145,7 @@ static void backward_is_close(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 60; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Case c = make_case(&data);
         Gradients out = run_backward(&data, &c, false);
         for (int64_t row = 0; row < c.rows_max; row++) {
@@ -158,7 +158,7 @@ static void backward_is_close(void **state)
             if (!is_real(&c, row))
                 expect_poison(out.dweight, DTYPE_F32, row, "dweight");
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -168,7 +168,7 @@ static void in_place_changes_nothing(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 30; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Case c = make_case(&data);
         Gradients beside = run_backward(&data, &c, false), over = run_backward(&data, &c, true);
         for (int64_t row = 0; row < c.rows_max; row++) {
@@ -182,7 +182,7 @@ static void in_place_changes_nothing(void **state)
                 expect_same(value_of(over.a_weighted, c.dtype, i),
                             value_of(beside.a_weighted, c.dtype, i), "a_weighted in place", i);
         }
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }
@@ -192,7 +192,7 @@ static void dweight_is_the_dot_product_with_the_stored_activation(void **state)
     (void)state;
     Data data = data_create();
     for (int round = 0; round < 30; round++) {
-        ArenaMark mark = arena_mark(data.arena);
+        int mark = data.blocks;
         Case c = make_case(&data);
         const void *a = run_forward(&data, &c);
         Gradients out = run_backward(&data, &c, false);
@@ -209,7 +209,7 @@ static void dweight_is_the_dot_product_with_the_stored_activation(void **state)
         for (int64_t row = 0; row < c.rows_max; row++)
             if (is_real(&c, row))
                 expect_same(out.dweight[row], dot[row], "dweight", row);
-        arena_release(data.arena, mark);
+        data_release(&data, mark);
     }
     data_destroy(&data);
 }

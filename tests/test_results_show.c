@@ -111,7 +111,7 @@ static void test_table(void **state)
         "note      dropped a torn last line",
         "exact: 8 samples after 3 warm-ups, ended by noise",
         "1980 MHz",
-        "clocks unknown: no NVML",
+        "after     clocks unknown: no NVML",
         "copy 4.0 TB/s, matmul 765 TFLOP/s, link -",
         // The median of 2.000 .. 2.056 ms is 2.028 ms; with 8 samples the interval is ranks 1 to 8.
         "2.03 ms",

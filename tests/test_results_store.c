@@ -10,7 +10,7 @@
 #include "harness/file.h"
 #include "results/store.h"
 
-enum { PATH_BYTES = 256, FLIPS = 400, CUTS = 40 };
+enum { PATH_BYTES = 256, FLIPS = 260, CUTS = 40 };
 
 typedef struct Folder {
     Sample *sample;

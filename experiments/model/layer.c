@@ -284,24 +284,21 @@ void layer_weights_fill(const LayerSource *source, int first_expert, int experts
 static bool read_tokens(const char *list, int data_ranks, int64_t *tokens, Error *error)
 {
     int count = 0;
-    const char *at = list;
-    while (count < data_ranks) {
+    for (const char *at = list; at; count++) {
         char *end = NULL;
         long long value = strtoll(at, &end, 10);
         if (end == at || value < 0 || value > INT32_MAX || (*end != ',' && *end != '\0'))
             return error_set(error, EXIT_CODE_USAGE, "one number, or one per data rank: 5,0,3,1",
                              "--tokens \"%.80s\": no number from 0 to 2147483647 at \"%.20s\"",
                              list, at);
-        tokens[count++] = value;
-        if (*end == '\0')
-            break;
-        at = end + 1;
+        if (count < data_ranks)
+            tokens[count] = value;
+        at = *end == ',' ? end + 1 : NULL;
     }
-    bool rest = strchr(at, ',') != NULL;
-    if (rest || (count != 1 && count != data_ranks))
+    if (count != 1 && count != data_ranks)
         return error_set(error, EXIT_CODE_USAGE, "one number, or one per data rank",
-                         "--tokens \"%.80s\" has %s numbers than the %d data ranks", list,
-                         rest ? "more" : "fewer", data_ranks);
+                         "--tokens \"%.80s\" has %d numbers for %d data ranks", list, count,
+                         data_ranks);
     for (int i = 1; i < data_ranks && count == 1; i++)
         tokens[i] = tokens[0];
     return true;

@@ -12,6 +12,7 @@ enum { ROUTER_ROWS_MULTIPLE = 8 }; // so that logits rows stay 16-byte aligned i
 static const char *const span_names[MOE_SPANS] = {
     [MOE_SPAN_FORWARD] = "forward",
     [MOE_SPAN_ROUTER] = "forward/router",
+    [MOE_SPAN_PLAN] = "forward/plan",
     [MOE_SPAN_DISPATCH] = "forward/dispatch",
     [MOE_SPAN_GEMM1] = "forward/gemm1",
     [MOE_SPAN_ACTIVATION] = "forward/activation",
@@ -346,8 +347,11 @@ void moe_forward(Moe *moe, const MoeWeights *weights, const void *x, void *y, St
     route(moe, weights, x, stream);
     record_end(r, moe->span[MOE_SPAN_ROUTER]);
 
-    record_begin(r, moe->span[MOE_SPAN_DISPATCH]);
+    record_begin(r, moe->span[MOE_SPAN_PLAN]);
     ep_plan(moe->ep, moe->expert_of_slot, moe->weight_of_slot, stream);
+    record_end(r, moe->span[MOE_SPAN_PLAN]);
+
+    record_begin(r, moe->span[MOE_SPAN_DISPATCH]);
     ep_dispatch(moe->ep, x, stream);
     record_end(r, moe->span[MOE_SPAN_DISPATCH]);
 

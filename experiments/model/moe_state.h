@@ -8,7 +8,8 @@
 typedef enum MoeSpan {
     MOE_SPAN_FORWARD,
     MOE_SPAN_ROUTER,
-    MOE_SPAN_DISPATCH, // addressing, rows out and in
+    MOE_SPAN_PLAN,     // addressing at the sender
+    MOE_SPAN_DISPATCH, // rows out and in, addressing at the receiver
     MOE_SPAN_GEMM1,
     MOE_SPAN_ACTIVATION,
     MOE_SPAN_GEMM2,
