@@ -1,32 +1,35 @@
-// gemm_hopper.cu -- the grouped product on Hopper's tensor cores: bf16 in, f32 sums, bf16 or f32 out.
+// gemm_hopper.cu -- the grouped product on Hopper's tensor cores: bf16 in, f32 sums, bf16 or f32
+// out.
 //
 // One block per multiprocessor stays for the whole product and takes tile after tile of c, 128 rows
 // x 256 columns (gemm_walk.cuh). Its 12 warps have two jobs:
 //
-//   load      4 warps keep a ring of 4 stages in shared memory full; a stage holds the next 64 terms
+//   load      4 warps keep a ring of 4 stages in shared memory full; a stage holds the next 64
+//   terms
 //             of a and b (16 + 32 KiB). What lies dense in memory comes through the copy engine
-//             (TMA tensor maps, one thread). Rows gathered through an index come as 16-byte cp.async
-//             by all 128 threads.
-//   multiply  2 x 4 warps own 64 rows x 256 columns of the tile each: wgmma m64n256k16 straight from
+//             (TMA tensor maps, one thread). Rows gathered through an index come as 16-byte
+//             cp.async by all 128 threads.
+//   multiply  2 x 4 warps own 64 rows x 256 columns of the tile each: wgmma m64n256k16 straight
+//   from
 //             shared memory into 128 registers a thread. A half without rows only keeps the ring
 //             moving; a tile of at most 128 columns uses m64n128k16. Sums leave through a small
 //             buffer per warp, so that global stores are 256 bytes in a row (gemm_store.cuh).
 //
-// A stage passes from one job to the other by two mbarriers: `full` (bytes have come, gatherers have
-// arrived) and `empty` (8 warps have read it).
+// A stage passes from one job to the other by two mbarriers: `full` (bytes have come, gatherers
+// have arrived) and `empty` (8 warps have read it).
 //
 // Both operands lie in shared memory as the tensor core wants them: in lines of 64 elements (128
 // bytes) with the 128-byte swizzle, 16-byte piece p of line l at place p ^ (l % 8). Where terms are
-// contiguous in memory (a and b of NT, a of NN) a line is a row with 64 terms, "K-major". Elsewhere a
-// line is a term with 64 rows or columns of c, "MN-major", and one such panel of 64 lines (8 KiB)
-// follows the other. A descriptor has these fields: start / 16; at bit 16 the distance between panels
-// / 16 (MN-major only); at bit 32 the distance between groups of 8 lines / 16; at bit 62 a 1 for the
-// swizzle. The next 16 terms are 32 bytes on (K-major) or 16 lines on (MN-major).
+// contiguous in memory (a and b of NT, a of NN) a line is a row with 64 terms, "K-major". Elsewhere
+// a line is a term with 64 rows or columns of c, "MN-major", and one such panel of 64 lines (8 KiB)
+// follows the other. A descriptor has these fields: start / 16; at bit 16 the distance between
+// panels / 16 (MN-major only); at bit 32 the distance between groups of 8 lines / 16; at bit 62 a 1
+// for the swizzle. The next 16 terms are 32 bytes on (K-major) or 16 lines on (MN-major).
 //
 // Every row runs through the same instructions in the same order of terms, whichever tile, half or
 // group it lies in. Limit: the tensor cores under the power cap; they take 80 of the 128 bytes a
-// cycle that shared memory delivers. With gathered rows the limit is what cp.async can have in
-// flight, about 20 bytes a cycle, which is 3/4 of what b alone would need in TN.
+// cycle that shared memory delivers. Gathered rows: cp.async brought about 20 bytes a cycle on an
+// H200, more than a needs (16), less than b of TN (32). Large f32 tiles: the stores at their end.
 //
 // Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions" and "Tensor maps".
 #include "kernels/gemm_hopper.cuh"
@@ -51,7 +54,7 @@ enum {
     MULTIPLY_WARPS = 8,
     THREADS = LOAD_THREADS + 32 * MULTIPLY_WARPS,
     LOAD_REGISTERS = 56,
-    MULTIPLY_REGISTERS = 224,              // 128 * 56 + 256 * 224 registers fill the multiprocessor
+    MULTIPLY_REGISTERS = 224, // 128 * 56 + 256 * 224 registers fill the multiprocessor
     COPY_LAG = 1, // chunks whose copies may be under way before the oldest is waited for
     BARRIERS_AT = STAGES * STAGE_BYTES,
     OUT_AT = BARRIERS_AT + 128,
@@ -93,14 +96,15 @@ template <GemmForm FORM, bool GATHER_A, bool GATHER_B> struct Variant {
     static constexpr bool b_is_mn_major = FORM != GEMM_NT;
     static constexpr bool threads_copy = GATHER_A || GATHER_B;
     static constexpr bool engine_copies = FORM != GEMM_TN || !GATHER_A || !GATHER_B;
-    static constexpr uint32_t full_arrivals = (engine_copies ? 1 : 0) + (threads_copy ? LOAD_WARPS : 0);
+    static constexpr uint32_t full_arrivals =
+        (engine_copies ? 1 : 0) + (threads_copy ? LOAD_WARPS : 0);
 };
 
 // ---- load ----
 
-// An operand gathered by the loading warps: each copies its quarter of a chunk's lines, and its lane
-// l knows in which row of the matrix the quarter's line l lies. The lines are the `lines_left` rows
-// of the row space from first_row on.
+// An operand gathered by the loading warps: each copies its quarter of a chunk's lines, and its
+// lane l knows in which row of the matrix the quarter's line l lies. The lines are the `lines_left`
+// rows of the row space from first_row on.
 template <int LINES>
 static __device__ __forceinline__ uint32_t row_of_line(const int32_t *index, int first_row,
                                                        int lines_left)
@@ -131,10 +135,9 @@ static __device__ __forceinline__ LinePieces<LINES, PANELS> pieces_find(uint32_t
 
 // 64 PANELS elements of each line, from `column` on; zeros after the last line and the last column.
 template <int LINES, int PANELS>
-static __device__ __forceinline__ void pieces_copy(const LinePieces<LINES, PANELS> &pieces,
-                                                   uint32_t to, const void *matrix,
-                                                   uint32_t stride_bytes, int column, int columns,
-                                                   int lines_left)
+static __device__ __forceinline__ void
+pieces_copy(const LinePieces<LINES, PANELS> &pieces, uint32_t to, const void *matrix,
+            uint32_t stride_bytes, int column, int columns, int lines_left)
 {
     typedef LinePieces<LINES, PANELS> P;
     const int lane = threadIdx.x % 32, piece = lane % P::PIECES;
@@ -227,8 +230,8 @@ static __device__ __forceinline__ void load(const GroupedGemm &args, const Ring 
             }
             if (GATHER_B) {
                 pieces_b = pieces_find<TERMS, B_PANELS>(row_b);
-                row_b = row_of_line<TERMS>(args.b_index, tile.group_first + term + TERMS,
-                                           left - TERMS);
+                row_b =
+                    row_of_line<TERMS>(args.b_index, tile.group_first + term + TERMS, left - TERMS);
             }
             ptx_barrier_wait(ring.empty(stage), parity_of(number) ^ 1);
             if (V::engine_copies && threadIdx.x == 0)

@@ -154,8 +154,8 @@ template <int PENDING> static __device__ __forceinline__ void ptx_mma_wait(void)
     PTX_SUM_16(d, i), PTX_SUM_16(d, (i) + 16), PTX_SUM_16(d, (i) + 32), PTX_SUM_16(d, (i) + 48)
 
 // sum[64 rows, COLUMNS] = a[64, 16] b[16, COLUMNS] + sum. a and b are described by 64-bit words
-// (gemm_hopper.cu); TRANSPOSED operands have the summed index outermost. Thread t of the group holds, of row
-// 16 (t / 32) + t % 32 / 4 (+ 8 for i % 4 >= 2), column 8 (i / 4) + 2 (t % 4) + i % 2 in sum[i].
+// (gemm_hopper.cu); TRANSPOSED operands have the summed index outermost. Thread t of the group holds in
+// sum[i] column 8 (i / 4) + 2 (t % 4) + i % 2 of row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2).
 template <int COLUMNS, int A_TRANSPOSED, int B_TRANSPOSED>
 static __device__ __forceinline__ void ptx_mma(float *sum, uint64_t a, uint64_t b)
 {
@@ -169,8 +169,9 @@ static __device__ __forceinline__ void ptx_mma(float *sum, uint64_t a, uint64_t 
             "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
             "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
             "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-            "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-            "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+            "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, "
+            "%108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, "
+            "%120, %121, %122, %123, %124, %125, %126, %127}, "
             "%128, %129, 1, 1, 1, %130, %131;"
             : PTX_SUM_64(sum, 0), PTX_SUM_64(sum, 64)
             : "l"(a), "l"(b), "n"(A_TRANSPOSED), "n"(B_TRANSPOSED));

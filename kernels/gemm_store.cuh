@@ -1,9 +1,9 @@
 // gemm_store.cuh -- from a warp's sums in tensor core order to rows of c in memory.
 //
-// A warp owns 16 rows x 256 columns of the tile. wgmma leaves two neighbouring sums of a row with each
-// thread; the warp's buffer in shared memory turns 256 bytes of every row at a time into pieces of 16
-// bytes, so that half a warp writes one row's 256 bytes. Rows and columns that c has not got in this
-// group are not touched. Limited by the way from a multiprocessor to the L2.
+// A warp owns 16 rows x 256 columns of the tile. wgmma leaves two neighbouring sums of a row with
+// each thread; the warp's buffer in shared memory turns 256 bytes of every row at a time into
+// pieces of 16 bytes, so that half a warp writes one row's 256 bytes. Rows and columns that c has
+// not got in this group are not touched. Limited by the way from a multiprocessor to the L2.
 #pragma once
 
 #include "kernels/cuda_common.cuh"
@@ -21,8 +21,8 @@ enum {
 static __device__ __forceinline__ void stage_bf16(uint8_t *buffer, const float *sum)
 {
     const int lane = threadIdx.x % 32, block = lane / 8;
-    const uint32_t to =
-        ptx_shared_address(buffer) + (lane % 8 + block % 2 * 8) * STORE_PITCH_BYTES + block / 2 * 16;
+    const uint32_t to = ptx_shared_address(buffer) +
+                        (lane % 8 + block % 2 * 8) * STORE_PITCH_BYTES + block / 2 * 16;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const float *s = sum + 8 * i;

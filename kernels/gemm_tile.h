@@ -14,11 +14,7 @@
 
 #include "kernels/grouped_gemm.h"
 
-enum {
-    GEMM_TILE_ROWS_MAX = 14,
-    GEMM_TILE_COLUMNS_MAX = 32,
-    GEMM_A_WIDTH_MAX = 16, // floats per k in a packed panel of a
-};
+enum { GEMM_TILE_COLUMNS_MAX = 32 };
 
 // One panel, multiplied: sum[i, j] (+)= sum_k a[k, i] b[k, j].
 typedef struct GemmTileCall {
@@ -40,8 +36,8 @@ typedef struct GemmTileCall {
 // A block of a matrix on its way into panels of `width` floats per k. Line j starts at element
 // (index ? index[j] : j) * stride of data. What `width` leaves beside the block holds any values.
 //   across: k runs along a line; the lines (at most width) make one panel
-//   along:  k runs over the lines; every `per_panel` elements of a line start a new panel,
-//   panel_floats further
+//   along:  k runs over the lines; every `per_panel` elements of a line start a new panel, which
+//           lies panel_floats behind the one before
 typedef struct GemmPack {
     const void *data;
     DType dtype;

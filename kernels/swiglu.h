@@ -5,8 +5,8 @@
 // backward:  dweight = <da, a>;  dg = w da u silu'(g);  du = w da silu(g);  a_weighted = w a
 //
 // da is the gradient before the routing weight w is applied (score after the experts); a_weighted
-// serves the gradient of w2. The gate and up halves lie side by side in one row: gu[r] = [g (inner)
-// | u (inner)]. A CPU sigmoid is within 4 ulp, a CUDA one within 4 ulp; every result takes at most
+// serves the gradient of w2. The gate and up halves lie side by side in one row,
+// gate first. A CPU sigmoid is within 4 ulp, a CUDA one within 4 ulp; every result takes at most
 // 8 more roundings and one to dtype. <da, a> has the order of RowDot (moe_combine.h), with a
 // rounded to dtype as the forward stored it.
 #pragma once

@@ -213,10 +213,13 @@ static herr_t visit_child(hid_t group, const char *name, const H5L_info_t *link,
     return 0;
 }
 
-static bool list_children(Reading *reading, H5O_type_t type, int limit, Children *children)
+static bool list_children(Reading *reading, H5O_type_t type, hsize_t limit, Children *children)
 {
-    *children = (Children){.limit = limit, .type = type};
-    children->name = room((uint64_t)limit, NAME_BYTES);
+    H5G_info_t info = {.nlinks = 0};
+    H5Gget_info(reading->group, &info);
+    *children =
+        (Children){.limit = info.nlinks < limit ? (int)info.nlinks : (int)limit, .type = type};
+    children->name = room((uint64_t)children->limit, NAME_BYTES);
     bool good =
         H5Literate(reading->group, H5_INDEX_NAME, H5_ITER_NATIVE, NULL, visit_child, children) >= 0;
     for (int i = 0; good && i < children->count; i++)

@@ -350,6 +350,41 @@ static void offsets_are_64_bits_wide(void **state)
     munmap(a, bytes);
 }
 
+// No rows, no terms: zeros, or with accumulate not a bit of c changes (-0 + 0 would).
+static void empty_groups_write_zeros_or_nothing(void **state)
+{
+    (void)state;
+    enum { GROUPS = 2, M = 3, N = 40, COUNT = GROUPS * M * N };
+    int32_t first[GROUPS] = {0, 0}, rows[GROUPS] = {0, M};
+    float c[COUNT], none = NAN;
+    GroupedGemm args = {.groups = GROUPS,
+                        .rows_max = M,
+                        .n = N,
+                        .m = M,
+                        .group_first = first,
+                        .group_rows = rows,
+                        .a = &none,
+                        .b = &none,
+                        .b_stride = N,
+                        .c = c,
+                        .threads = 1};
+    for (int round = 0; round < 8; round++) {
+        // TN without rows in any group; NT with k = 0.
+        args.form = round % 2 ? GEMM_TN : GEMM_NT;
+        args.accumulate = round / 2 % 2;
+        rows[1] = round % 2 ? 0 : M;
+        for (int i = 0; i < COUNT; i++)
+            c[i] = -0.0f;
+        if (round / 4)
+            grouped_gemm_reference(&args);
+        else
+            grouped_gemm(&args, CPU);
+        int64_t written = args.accumulate ? 0 : round % 2 ? COUNT : M * N;
+        for (int64_t i = 0; i < COUNT; i++)
+            expect_same(c[i], i < written ? 0.0f : -0.0f, "c", i);
+    }
+}
+
 static void cost_counts_every_operand_once(void **state)
 {
     (void)state;
@@ -381,6 +416,7 @@ int main(void)
         cmocka_unit_test(padding_stays_untouched),
         cmocka_unit_test(a_row_does_not_depend_on_its_place),
         cmocka_unit_test(offsets_are_64_bits_wide),
+        cmocka_unit_test(empty_groups_write_zeros_or_nothing),
         cmocka_unit_test(cost_counts_every_operand_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -200,6 +200,30 @@ static void nan_and_infinity_do_not_stop_it(void **state)
     }
 }
 
+// Normalised weights of scores so small that the 1e-20 in the denominator counts.
+static void tiny_scores_are_normalised_with_the_epsilon(void **state)
+{
+    (void)state;
+    const float logits[] = {-46.0f, -47.0f, -90.0f};
+    int32_t choice[2], slot[2];
+    float weight[2];
+    RouterForward args = {.tokens = 1,
+                          .experts = 3,
+                          .top_k = 2,
+                          .score = ROUTER_SIGMOID,
+                          .normalise = true,
+                          .route_scale = 2.0f,
+                          .logits = logits,
+                          .logits_stride = 3,
+                          .expert_of_choice = choice,
+                          .expert_of_slot = slot,
+                          .weight_of_slot = weight};
+    router_forward(&args, CPU);
+    double s0 = 1 / (1 + exp(46.0)), s1 = 1 / (1 + exp(47.0));
+    expect_near(weight[0], 2 * s0 / (s0 + s1 + 1e-20), 10 * FLT_EPSILON, "weight", 0);
+    expect_near(weight[1], 2 * s1 / (s0 + s1 + 1e-20), 10 * FLT_EPSILON, "weight", 1);
+}
+
 // The same tokens in one call and in two.
 static void a_split_changes_nothing(void **state)
 {
@@ -514,6 +538,7 @@ int main(void)
         cmocka_unit_test(choices_and_weights),
         cmocka_unit_test(ties_go_to_the_lower_index),
         cmocka_unit_test(nan_and_infinity_do_not_stop_it),
+        cmocka_unit_test(tiny_scores_are_normalised_with_the_epsilon),
         cmocka_unit_test(a_split_changes_nothing),
         cmocka_unit_test(even_routing_loads_all_alike),
         cmocka_unit_test(skewed_routing_loads_expert_0),

@@ -506,9 +506,11 @@ int main(void)
 #function, function, setup, teardown, &sample                                              \
     }
     const struct CMUnitTest tests[] = {
-        STORE_TEST(test_round_trip), STORE_TEST(test_large),       STORE_TEST(test_layout),
-        STORE_TEST(test_no_leaks),   STORE_TEST(test_overwriting), STORE_TEST(test_full_disk),
-        STORE_TEST(test_foreign),    STORE_TEST(test_lies),        STORE_TEST(test_damage),
+        STORE_TEST(test_round_trip),  STORE_TEST(test_layout),    STORE_TEST(test_no_leaks),
+        STORE_TEST(test_overwriting), STORE_TEST(test_full_disk), STORE_TEST(test_foreign),
+        STORE_TEST(test_lies),        STORE_TEST(test_damage),
+        STORE_TEST(test_large), // last: a large heap makes every fork of the tests above slow
+
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
