@@ -1,19 +1,16 @@
-// gemm_hopper.cu -- the grouped product on Hopper's tensor cores: bf16 in, f32 sums, bf16 or f32
-// out.
+// gemm_hopper.cu -- the grouped product on Hopper's tensor cores: bf16 in, f32 sums.
 //
 // One block per multiprocessor stays for the whole product and takes tile after tile of c, 128 rows
 // x 256 columns (gemm_walk.cuh). Its 12 warps have two jobs:
 //
-//   load      4 warps keep a ring of 4 stages in shared memory full; a stage holds the next 64
-//   terms
-//             of a and b (16 + 32 KiB). What lies dense in memory comes through the copy engine
-//             (TMA tensor maps, one thread). Rows gathered through an index come as 16-byte
+//   load      4 warps keep a ring of 4 stages in shared memory full; a stage holds the next
+//             64 terms of a and b (16 + 32 KiB). What lies dense in memory comes through the copy
+//             engine (TMA tensor maps, one thread). Rows gathered through an index come as 16-byte
 //             cp.async by all 128 threads.
-//   multiply  2 x 4 warps own 64 rows x 256 columns of the tile each: wgmma m64n256k16 straight
-//   from
-//             shared memory into 128 registers a thread. A half without rows only keeps the ring
-//             moving; a tile of at most 128 columns uses m64n128k16. Sums leave through a small
-//             buffer per warp, so that global stores are 256 bytes in a row (gemm_store.cuh).
+//   multiply  2 x 4 warps own 64 rows x 256 columns of the tile each: wgmma m64n256k16 right
+//             from shared memory into 128 registers a thread. A half without rows only keeps the
+//             ring moving; a tile of at most 128 columns uses m64n128k16. Sums leave through a
+//             small buffer per warp: global stores are 256 bytes in a row (gemm_store.cuh).
 //
 // A stage passes from one job to the other by two mbarriers: `full` (bytes have come, gatherers
 // have arrived) and `empty` (8 warps have read it).
@@ -85,7 +82,7 @@ struct Ring {
     }
 };
 
-// How many times the ring has gone round when chunk `number` is due decides the parity to wait for.
+// The parity of a stage's phase when chunk `number` is in it.
 static __device__ __forceinline__ uint32_t parity_of(uint32_t number)
 {
     return number / STAGES & 1;
@@ -258,6 +255,12 @@ static __device__ __forceinline__ void load(const GroupedGemm &args, const Ring 
 
 // ---- multiply ----
 
+// From 16 terms to the next, in shared memory.
+static __host__ __device__ constexpr int step_bytes(bool mn_major)
+{
+    return mn_major ? STEP_TERMS * LINE_BYTES : STEP_TERMS * 2;
+}
+
 template <bool MN_MAJOR> static __device__ __forceinline__ uint64_t operand_words(uint32_t address)
 {
     const uint64_t swizzle_128 = 1ull << 62, eight_lines = (uint64_t)(8 * LINE_BYTES / 16) << 32;
@@ -269,8 +272,7 @@ template <bool MN_MAJOR> static __device__ __forceinline__ uint64_t operand_word
 template <int COLUMNS, bool A_MN_MAJOR, bool B_MN_MAJOR, int STEPS>
 static __device__ __forceinline__ void multiply_steps(uint64_t a, uint64_t b, float *sum)
 {
-    constexpr int A_STEP = (A_MN_MAJOR ? STEP_TERMS * LINE_BYTES : STEP_TERMS * 2) / 16;
-    constexpr int B_STEP = (B_MN_MAJOR ? STEP_TERMS * LINE_BYTES : STEP_TERMS * 2) / 16;
+    constexpr int A_STEP = step_bytes(A_MN_MAJOR) / 16, B_STEP = step_bytes(B_MN_MAJOR) / 16;
     ptx_mma_fence();
 #pragma unroll
     for (int step = 0; step < STEPS; step++)
@@ -319,7 +321,7 @@ static __device__ __forceinline__ void multiply(const Ring &ring, int half, int 
     ptx_sums_ready<COLUMNS / 2>(sum);
     if (elected && at != first)
         ptx_barrier_arrive(ring.empty((at - 1) % STAGES));
-    const int rest = (int)(terms % TERMS);
+    const int rest = terms % TERMS; // in whole steps of 16: what lies behind it is zeros
     if (rest != 0) {
         const uint32_t stage = at % STAGES;
         ptx_barrier_wait(ring.full(stage), parity_of(at));
@@ -328,8 +330,8 @@ static __device__ __forceinline__ void multiply(const Ring &ring, int half, int 
         for (int step = 0; step * STEP_TERMS < rest; step++) {
             multiply_steps<COLUMNS, A_MN_MAJOR, B_MN_MAJOR, 1>(
                 operand_words<A_MN_MAJOR>(ring.a(stage) + half * PANEL_BYTES +
-                                          step * (A_MN_MAJOR ? 2048 : 32)),
-                operand_words<B_MN_MAJOR>(ring.b(stage) + step * (B_MN_MAJOR ? 2048 : 32)), sum);
+                                          step * step_bytes(A_MN_MAJOR)),
+                operand_words<B_MN_MAJOR>(ring.b(stage) + step * step_bytes(B_MN_MAJOR)), sum);
             ptx_mma_wait<0>();
             ptx_sums_ready<COLUMNS / 2>(sum);
         }

@@ -154,8 +154,8 @@ template <int PENDING> static __device__ __forceinline__ void ptx_mma_wait(void)
     PTX_SUM_16(d, i), PTX_SUM_16(d, (i) + 16), PTX_SUM_16(d, (i) + 32), PTX_SUM_16(d, (i) + 48)
 
 // sum[64 rows, COLUMNS] = a[64, 16] b[16, COLUMNS] + sum. a and b are described by 64-bit words
-// (gemm_hopper.cu); TRANSPOSED operands have the summed index outermost. Thread t of the group holds in
-// sum[i] column 8 (i / 4) + 2 (t % 4) + i % 2 of row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2).
+// (gemm_hopper.cu); TRANSPOSED operands have the summed index outermost. Thread t of the group has
+// in sum[i] column 8 (i / 4) + 2 (t % 4) + i % 2 of row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2).
 template <int COLUMNS, int A_TRANSPOSED, int B_TRANSPOSED>
 static __device__ __forceinline__ void ptx_mma(float *sum, uint64_t a, uint64_t b)
 {

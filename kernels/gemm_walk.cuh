@@ -13,11 +13,9 @@
 typedef struct GemmTile {
     int group;
     int group_first; // first row of the group in the row space
-    int group_rows;
-    int row, column; // first of the tile: NT, NN: row of the group and column of n; TN: row of m
-                     // and column of n
-    int rows_left; // rows of c from `row` to the end of the group (NT, NN) or of m (TN); at least 1
-    int sum_length; // terms of every sum: k (NT, NN) or the group's rows (TN)
+    int row, column; // first of the tile; rows are the group's (NT, NN) or those of m (TN)
+    int rows_left;   // from `row` to the end of the group or of m; at least 1
+    int sum_length;  // terms of every sum: k (NT, NN) or the group's rows (TN)
 } GemmTile;
 
 typedef struct GemmWalk {
@@ -58,7 +56,6 @@ static __device__ __forceinline__ bool gemm_walk_next(const GroupedGemm &args, G
         const uint32_t row_tile = band_first + in_band - column_tile * band_rows;
         tile->group = walk->group;
         tile->group_first = __ldg(args.group_first + walk->group);
-        tile->group_rows = group_rows;
         tile->row = (int)(row_tile * TILE_ROWS);
         tile->column = (int)(column_tile * TILE_COLUMNS);
         tile->rows_left = c_rows - tile->row;

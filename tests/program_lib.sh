@@ -25,12 +25,15 @@ trap leave EXIT
 cd "$work" || exit 1
 ulimit -c unlimited 2>/dev/null
 
-failures=0 checks=0
+failures=0 checks=0 printed_for=none
 run_limit_s=120 # under sanitizers on a busy machine a run takes seconds, not minutes
 
+# Says what is wrong, and once per run what the program printed.
 fail() {
     failures=$((failures + 1))
     echo "FAILED: $*"
+    if [ "${command_line:-}" = "$printed_for" ]; then return; fi
+    printed_for=${command_line:-}
     if [ -s out ]; then sed 's/^/  stdout: /' out | head -n 20; fi
     if [ -s err ]; then sed 's/^/  stderr: /' err | head -n 20; fi
 }

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# sanitize_gpu.sh -- every GPU test under compute-sanitizer's memcheck and racecheck, as one table.
+#
+#   tests/sanitize_gpu.sh [BUILD] [LIMIT_S]      BUILD: where the tests were built (build); LIMIT_S: per run (240)
+#
+# All runs start at once, spread over the GPUs; a run that does not end within the limit is killed and listed as such. Not
+# part of `./run test`: it takes minutes and the tests check the values without it. Exit code 1 if any run found an error.
+set -uo pipefail
+build=$(cd "${1:-build}" && pwd)
+limit_s=${2:-240}
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
+sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+[ -x "$sanitizer" ] || { echo "sanitize: error: no compute-sanitizer" >&2 && exit 69; }
+logs=$(mktemp -d)
+gpus=$(nvidia-smi --list-gpus | grep -c '^GPU')
+
+# run TOOL NAME GPU WORD...: in the background; leaves NAME.TOOL with the output and the exit code in its last line.
+run() {
+    local tool=$1 name=$2 gpu=$3
+    shift 3
+    {
+        CUDA_VISIBLE_DEVICES=$gpu timeout --kill-after=5 "$limit_s" "$@" 2>&1
+        echo "exit $?"
+    } >"$logs/$name.$tool" &
+}
+
+turn=0
+for tool in memcheck racecheck; do
+    check=("$sanitizer" --tool "$tool" --error-exitcode 9 --print-limit 5 --target-processes all)
+    for test in "$build"/test_*_gpu "$build"/test_kernels_cuda*; do
+        [ -x "$test" ] || continue
+        name=$(basename "$test")
+        case $name in
+        test_parallel_*) continue ;;
+        esac
+        run "$tool" "$name" $((turn % gpus)) "${check[@]}" "$test"
+        turn=$((turn + 1))
+    done
+    run "$tool" dp2ep_exact $((turn % gpus)) "${check[@]}" "$build/meshwork" dp2ep --device cuda --samples 2 --experts 8 --top_k 2 \
+        --dim 64 --hidden 96 --tokens 37 --shared_hidden 32 --shared_gate
+done
+wait
+if [ "$gpus" -ge 2 ]; then
+    for tool in memcheck racecheck; do
+        check=("$sanitizer" --tool "$tool" --error-exitcode 9 --print-limit 5 --target-processes all)
+        for mode in exact no-exact; do
+            run "$tool" "dp2ep_2ranks_$mode" 0,1 mpirun -n 2 --bind-to none "${check[@]}" "$build/meshwork" dp2ep --device cuda \
+                --samples 2 --experts 8 --top_k 2 --dim 64 --hidden 96 --tokens 37 --$mode
+        done
+    done
+    wait
+fi
+
+echo "| test | memcheck | racecheck |"
+echo "|---|---|---|"
+bad=0
+for log in "$logs"/*.memcheck; do
+    name=$(basename "$log" .memcheck)
+    row="| $name |"
+    for tool in memcheck racecheck; do
+        code=$(tail -n 1 "$logs/$name.$tool" | sed 's/exit //')
+        found=$(grep -ohE 'ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$logs/$name.$tool" | sort | uniq -c | sed -E 's/^ *[0-9]+ //' | paste -sd ';')
+        case $code in
+        0) row+=" ${found:-clean} |" ;;
+        77) row+=" skipped |" ;;
+        124 | 137) row+=" not finished in $limit_s s, nothing found so far: ${found:-none} |" ;;
+        *)
+            row+=" exit $code: ${found:-no summary} |"
+            bad=1
+            cp "$logs/$name.$tool" "${OUT:-$logs}/sanitize_$name.$tool.log"
+            ;;
+        esac
+    done
+    echo "$row"
+done
+exit $bad
