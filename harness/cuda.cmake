@@ -25,9 +25,8 @@ if(MESHWORK_TORCH)
     endif()
   endforeach()
   set(find_options NO_DEFAULT_PATH)
-  target_link_options(meshwork_flags INTERFACE "LINKER:-rpath,${torch_rpath}")
-  list(JOIN torch_rpath ":" joined)
   set(CMAKE_BUILD_RPATH "${torch_rpath}")
+  set(CMAKE_INSTALL_RPATH "${torch_rpath}")
 endif()
 
 # Wheels carry only versioned names (libcudart.so.13).

@@ -75,13 +75,17 @@ def main():
     p.add_argument("--gpus", default="1,2")
     p.add_argument("--skews", default="0,7")
     p.add_argument("--shapes", default=",".join(SHAPES))
+    p.add_argument("--limit_s", type=float, default=1e9, help="start no round after this long")
     p.add_argument("--raw", help="every result, one JSON line each")
     p.add_argument("-o", required=True)
     a = p.parse_args()
     cells, commands, checks, last = {}, set(), {}, {}
     started, before = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), clocks()
     raw = open(a.raw, "w") if a.raw else None
+    begin, rounds = time.time(), 0
     for round_index in range(a.rounds):
+        if round_index and (time.time() - begin) * (round_index + 1) / round_index > a.limit_s:
+            break
         for gpus in map(int, a.gpus.split(",")):
             for skew in map(int, a.skews.split(",")):
                 def peer_turn():
@@ -106,7 +110,8 @@ def main():
                 for turn in (peer_turn, our_turn) if round_index % 2 == 0 else (our_turn, peer_turn):
                     turn()
                 print(f"round {round_index} gpus {gpus} skew {skew} done at {time.strftime('%H:%M:%S')}", flush=True)
-    write(a, cells, checks, last, sorted(commands), started, before)
+        rounds = round_index + 1
+        write(a, cells, checks, last, sorted(commands), f"{started}; {rounds} rounds", before)
 
 
 def spread(values):
@@ -116,7 +121,7 @@ def spread(values):
 def write(a, cells, checks, last, commands, started, before):
     with open(a.o, "w") as f:
         f.write("# One MoE layer on H200: meshwork dp2ep beside PyTorch eager\n\n")
-        f.write(f"Started {started}; {a.rounds} rounds, programs alternating. Milliseconds: median of rounds (smallest-largest).\n")
+        f.write(f"Started {started}, programs alternating. Milliseconds: median of rounds (smallest-largest).\n")
         f.write(f"Clocks, power, temperature, throttle reasons before: {before}; after: {clocks()}\n\n")
         f.write("| layer | GPUs | skew | PyTorch fwd | ours fwd | ratio | exact fwd | PyTorch step | ours step | ratio | exact step |\n")
         f.write("|---|---|---|---|---|---|---|---|---|---|---|\n")
