@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # kill -9 at a random moment, of one rank or of the whole job: every measurement that was printed, or that stood in the
 # journal, is in the result file or comes back with `results recover`.
-# timeout: 1200
-# $1: the build folder. MOMENTS and SEED (environment): how often, 100 unless told, and which moments.
+# timeout: 600
+# $1: the build folder. MOMENTS and SEED (environment): how often, 25 unless told, and which moments;
+# program_kill_slow.sh asks for more.
 # shellcheck source=tests/program_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
 
-moments=${MOMENTS:-100}
+moments=${MOMENTS:-25}
 SEED=${SEED:-$$}
 RANDOM=$SEED
 # Measuring takes some hundred milliseconds here, so that moments fall between journal lines.

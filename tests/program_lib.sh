@@ -13,6 +13,8 @@ golden=$source_folder/tests/golden
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1
 export OMPI_MCA_btl_vader_single_copy_mechanism=none
+# After a failure mpirun gives the other ranks a second between TERM and KILL; over hundreds of failures that is minutes.
+export OMPI_MCA_odls_base_sigkill_timeout=0
 
 [ -x "$program" ] || { echo "no program: $program" && exit 1; }
 

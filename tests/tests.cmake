@@ -1,6 +1,6 @@
 # Tests are found by file name and say in their first lines how they want to be run:
 #   tests/test_<folder>_<unit>.c   a cmocka program.  // ranks: 1 2 4   // labels: gpu slow
-#   tests/program_<what>.sh        the whole program, called with the build folder.  # labels: slow
+#   tests/program_<what>.sh        the whole program, called with the build folder.  # labels: slow   # timeout: 1200
 #   tests/check_<what>.sh          the source tree, called with the source folder
 find_library(CMOCKA_LIBRARY cmocka)
 find_path(CMOCKA_INCLUDE cmocka.h)
@@ -24,10 +24,10 @@ function(read_header source key variable)
 endfunction()
 
 function(describe_test name)
-  cmake_parse_arguments(t "" "PROCESSORS" "LABELS" ${ARGN})
+  cmake_parse_arguments(t "" "PROCESSORS;TIMEOUT" "LABELS" ${ARGN})
   set(timeout 300)
-  if("slow" IN_LIST t_LABELS)
-    set(timeout 1500)
+  if(t_TIMEOUT)
+    set(timeout ${t_TIMEOUT})
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${t_LABELS}" SKIP_RETURN_CODE 77 TIMEOUT ${timeout}
     PROCESSORS ${t_PROCESSORS} ENVIRONMENT
@@ -73,6 +73,7 @@ list(FILTER scripts EXCLUDE REGEX "_lib\\.sh$")
 foreach(script ${scripts})
   get_filename_component(name "${script}" NAME_WE)
   read_header("${script}" labels labels)
+  read_header("${script}" timeout seconds)
   set(argument "${CMAKE_SOURCE_DIR}")
   if(name MATCHES "^program_")
     set(argument "${CMAKE_BINARY_DIR}")
@@ -81,5 +82,5 @@ foreach(script ${scripts})
     list(APPEND labels cpu)
   endif()
   add_test(NAME ${name} COMMAND bash "${script}" "${argument}")
-  describe_test(${name} LABELS ${labels} PROCESSORS 2)
+  describe_test(${name} LABELS ${labels} PROCESSORS 2 TIMEOUT ${seconds})
 endforeach()

@@ -74,6 +74,10 @@ static bool read_metadata(const Safetensors *file, MoeConfig *c, Error *error)
     if (*end != '\0' || !isfinite(scale))
         return error_set(error, EXIT_CODE_DATA, "a finite number",
                          "metadata route_scale is \"%.40s\"", value[4]);
+    for (int i = 2; i <= 3; i++)
+        if (strcmp(value[i], "true") != 0 && strcmp(value[i], "false") != 0)
+            return error_set(error, EXIT_CODE_DATA, "true or false", "metadata %s is \"%.40s\"",
+                             keys[i], value[i]);
     c->score = sigmoid ? ROUTER_SIGMOID : ROUTER_SOFTMAX;
     c->top_k = (int)top_k;
     c->score_before_experts = strcmp(value[2], "true") == 0;

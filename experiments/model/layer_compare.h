@@ -1,23 +1,9 @@
-// layer_check.h -- is it right? The whole result against a 1-rank reference that is told the mesh
-// and the token split (virtual ranks), and against what a file says should come out.
+// layer_compare.h -- is it right? Whole results against a reference and against what a file says
+// should come out.
 #pragma once
 
 #include "experiments/model/layer.h"
 #include "results/result.h"
-
-typedef struct LayerReference {
-    const LayerSource *source;
-    const LayerSpread *spread;
-    bool exact, forward_only;
-    int align, threads;
-    DeviceKind device;
-} LayerReference;
-// Local. Device bytes that layer_reference would take.
-uint64_t layer_reference_bytes(const LayerReference *reference);
-// Local, Waits. One rank computes the whole layer, group after group of the ranks that share
-// experts, with the sums in the order of the real run: bit for bit what the ranks together must
-// give.
-LayerResult layer_reference(const LayerReference *reference);
 
 // Local. Bit for bit: a check that says "equal", or the first tensor that differs, where, and both
 // values.
@@ -34,3 +20,21 @@ ResultCheck layer_compare_within(const char *name, const LayerResult *ours,
 // LAYER_OUTPUTS).
 int layer_compare_expected(const Safetensors *file, const LayerResult *ours, double bound,
                            ResultCheck *checks);
+
+// Fingerprints of what one rank has, for "the same bits again" without putting results together.
+typedef enum LayerPrint {
+    PRINT_Y,
+    PRINT_CHOICES,
+    PRINT_DX,
+    PRINT_ROUTER,
+    PRINT_W13,
+    PRINT_W2,
+    PRINT_SHARED_W13,
+    PRINT_SHARED_W2,
+    LAYER_PRINTS,
+} LayerPrint;
+const char *layer_print_name(LayerPrint print); // Local
+// Local, Waits(stream). One print per piece of the part; pieces that it does not have get that of
+// no bytes.
+void layer_fingerprint(const LayerSource *source, const LayerPart *part, int64_t tokens,
+                       uint64_t prints[LAYER_PRINTS], Stream stream);
