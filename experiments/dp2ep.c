@@ -164,6 +164,7 @@ static void set_up_problem(Job *job)
     if (p->load)
         load(job);
     job->device = run_choose_device(job->run, (DeviceChoice)p->device, &job->device_index);
+    job->stream = stream_create(job->device);
     choose_transport(job);
     Mesh unused;
     mesh_parse(p->mesh, job->run->ranks, &unused, &error);
@@ -190,7 +191,6 @@ static void set_up_layer(Job *job)
     job->experts = (end < c->experts ? end : c->experts) - job->first_expert;
     job->tokens = job->spread.tokens_of_rank[job->run->rank];
     job->arena = arena_create(MEMORY_DEVICE, job->device);
-    job->stream = stream_create(job->device);
     job->experts_comm = mesh_comm(job->mesh, &job->spread.experts_axes);
     job->replicas_comm = mesh_comm(job->mesh, &job->spread.replica_axes);
     LayerWeightsSize size = {c, job->experts, 1, c->dtype, c->dtype, MEMORY_PARAMETERS};
@@ -523,10 +523,10 @@ static int run_dp2ep(Run *run, const void *params, const OptionPositionals *posi
     (void)positionals;
     Job job = {.run = run, .params = params, .good = true};
     set_up_problem(&job);
-    set_up_layer(&job);
     DeviceCeilings ceilings = {0};
     if (job.params->samples > 0)
         ceilings = moe_ceilings(run, job.world, job.device, job.stream);
+    set_up_layer(&job);
     start_result(&job, &ceilings);
     check_results(&job);
     time_it(&job, &ceilings);

@@ -44,7 +44,7 @@ typedef struct GroupedGemm {
     int64_t b_stride; // TN only
     const int32_t *b_index; // TN only: [rows_max] device, or NULL
     void *c;                // NT, NN: [rows_max, n]; TN: [groups, m, n]
-    int64_t rows_expected;  // for the cost only: rows over all groups
+    int64_t rows_expected;  // rows over all groups, for the cost and (CPU) for whether threads pay
     int threads;            // CPU: threads to use, at least 1
 } GroupedGemm;
 

@@ -205,6 +205,7 @@ GroupedGemm moe_expert_product(const Moe *moe, GemmForm form)
                          .out_dtype = s->config.dtype,
                          .groups = rows->experts_local,
                          .rows_max = rows->expert_rows_max,
+                         .rows_expected = s->tokens * s->config.top_k, // with even routing
                          .group_first = rows->group_first,
                          .group_rows = rows->group_rows,
                          .threads = s->threads};
@@ -219,6 +220,7 @@ GroupedGemm moe_dense_product(const Moe *moe, GemmForm form)
                          .out_dtype = DTYPE_F32,
                          .groups = by_part ? moe->parts : 1,
                          .rows_max = s->tokens,
+                         .rows_expected = s->tokens,
                          .group_first = by_part ? moe->part_first : moe->dense_first,
                          .group_rows = by_part ? moe->part_rows : moe->dense_rows,
                          .threads = s->threads};
