@@ -1,0 +1,43 @@
+// e5m2: every code against the formula, every encoder against its definition where roundings
+// differ, and the vectors of the public specifications and headers.
+#include "tests/format_cases.h"
+
+static const Vector vectors[] = {
+    {"torch", 0x47600000, 0x7B},          {"torch", 0x476FFFFF, 0x7B},
+    {"torch", 0x47700000, 0x7C},          {"torch", 0x7F800000, 0x7C},
+    {"torch", 0x7FC00001, 0x7F},          {"torch", 0xFFC00001, 0xFF},
+    {"torch_clamp", 0x47700000, 0x7B},    {"torch_clamp", 0xFF800000, 0xFB},
+    {"torch_clamp", 0xFFC00001, 0xFF},    {"cuda_satfinite", 0x47700000, 0x7B},
+    {"cuda_satfinite", 0x7F800000, 0x7B}, {"cuda_satfinite", 0xFFC00001, 0x7F},
+    {"cuda_nosat", 0x47700000, 0x7C},     {"cuda_nosat", 0xFF800000, 0xFC},
+    {"cuda_nosat", 0xFFC00001, 0x7F},     {"torch", 0x37000000, 0x00},
+    {"torch", 0x37000001, 0x01},          {"torch", 0xB7000000, 0x80},
+};
+
+static void codes_have_the_values_of_the_formula(void **state)
+{
+    (void)state;
+    expect_decoder(format_named("e5m2"));
+}
+
+static void encoders_round_as_defined(void **state)
+{
+    expect_encoders(*state, format_named("e5m2"));
+}
+
+static void specified_inputs_give_specified_codes(void **state)
+{
+    (void)state;
+    expect_vectors(format_named("e5m2"), vectors, COUNT_OF(vectors));
+}
+
+int main(void)
+{
+    Data data = data_create();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(codes_have_the_values_of_the_formula),
+        cmocka_unit_test_prestate(encoders_round_as_defined, &data),
+        cmocka_unit_test(specified_inputs_give_specified_codes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
