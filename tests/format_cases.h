@@ -103,6 +103,22 @@ static inline void expect_encoders(Data *data, const Format *format)
         expect_encoder(data, format, &format->encoders[i]);
 }
 
+// All 2^32 of them, for each encoder.
+static inline void expect_all_floats(const Format *format)
+{
+    for (int i = 0; i < format->encoder_count; i++) {
+        const FormatEncoder *encoder = &format->encoders[i];
+        RoundingReference *reference = rounding_reference_create(format, encoder);
+        RoundingCheck check = rounding_reference_check(reference, 0, ROUNDING_BLOCKS);
+        rounding_reference_destroy(reference);
+        assert_true(check.floats == UINT64_C(1) << 32);
+        if (check.differences)
+            fail_msg("%s %s: %llu differences; f32 %08X gives %X, expected %X", format->name,
+                     encoder->name, (unsigned long long)check.differences, (unsigned)check.f32_bits,
+                     (unsigned)check.found, (unsigned)check.expected);
+    }
+}
+
 static inline void expect_vectors(const Format *format, const Vector *vectors, size_t count)
 {
     for (size_t v = 0; v < count; v++) {
