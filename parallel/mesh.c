@@ -69,26 +69,47 @@ static bool report_product(const Mesh *mesh, const int *wanted, int rest_axis, l
                      ranks, ranks == 1 ? "" : "s");
 }
 
+// One of the axes with a meaning, or the nearest of them in the error.
+static bool is_known_name(const char *name, Error *error)
+{
+    char fix[256] = "the axes are replica, dp, ep, tp";
+    for (int i = 0; axis_names[i]; i++)
+        if (strcmp(axis_names[i], name) == 0)
+            return true;
+    const char *nearest = option_nearest(name, axis_names);
+    if (nearest)
+        snprintf(fix, sizeof(fix), "did you mean '%s'? The axes are replica, dp, ep, tp", nearest);
+    return error_set(error, EXIT_CODE_USAGE, fix, "mesh: there is no axis '%s'", name);
+}
+
+static bool is_plain_name(const char *name, Error *error)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    static const char others[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
+    size_t length = strlen(name);
+    if (length < MESH_NAME_BYTES && strchr(letters, name[0]) && strspn(name, others) == length)
+        return true;
+    char fix[256];
+    snprintf(fix, sizeof(fix), "begin with a letter, go on with letters, digits or '_', %d at most",
+             MESH_NAME_BYTES - 1);
+    return error_set(error, EXIT_CODE_USAGE, fix, "mesh: '%s' is no name for an axis", name);
+}
+
+typedef bool NameCheck(const char *name, Error *error);
+
 // Reads one "name=extent" of `length` characters into axis number mesh->axes.
-static bool parse_axis(const char *part, int length, Mesh *mesh, int *extent, Error *error)
+static bool parse_axis(const char *part, int length, NameCheck *check_name, Mesh *mesh, int *extent,
+                       Error *error)
 {
     const char *equals = memchr(part, '=', (size_t)length);
     if (!equals || equals == part)
         return error_set(error, EXIT_CODE_USAGE, layout_fix, "mesh: '%.*s' is not name=extent",
                          length, part);
     int name_length = (int)(equals - part), digits = length - name_length - 1;
-    char name[64], fix[256] = "the axes are replica, dp, ep, tp";
+    char name[64];
     snprintf(name, sizeof(name), "%.*s", name_length, part);
-    bool known = false;
-    for (int i = 0; axis_names[i]; i++)
-        known = known || strcmp(axis_names[i], name) == 0;
-    if (!known) {
-        const char *nearest = option_nearest(name, axis_names);
-        if (nearest)
-            snprintf(fix, sizeof(fix), "did you mean '%s'? The axes are replica, dp, ep, tp",
-                     nearest);
-        return error_set(error, EXIT_CODE_USAGE, fix, "mesh: there is no axis '%s'", name);
-    }
+    if (!check_name(name, error))
+        return false;
     if (mesh_find_axis(mesh, name) >= 0)
         return error_set(error, EXIT_CODE_USAGE, "name every axis once",
                          "mesh: axis '%s' is there twice", name);
@@ -142,7 +163,7 @@ static bool settle_extents(Mesh *mesh, const int *wanted, int ranks, Error *erro
     return true;
 }
 
-bool mesh_parse(const char *layout, int ranks, Mesh *mesh, Error *error)
+static bool parse(const char *layout, int ranks, NameCheck *check_name, Mesh *mesh, Error *error)
 {
     *mesh = (Mesh){0};
     int wanted[MESH_AXES_MAX] = {0};
@@ -154,11 +175,21 @@ bool mesh_parse(const char *layout, int ranks, Mesh *mesh, Error *error)
         if (mesh->axes == MESH_AXES_MAX)
             return error_set(error, EXIT_CODE_USAGE, "leave out the axes of one rank",
                              "mesh: '%s' has more than %d axes", layout, (int)MESH_AXES_MAX);
-        if (!parse_axis(part, length, mesh, &wanted[mesh->axes], error))
+        if (!parse_axis(part, length, check_name, mesh, &wanted[mesh->axes], error))
             return false;
         part = comma ? comma + 1 : NULL;
     }
     return settle_extents(mesh, wanted, ranks, error);
+}
+
+bool mesh_parse(const char *layout, int ranks, Mesh *mesh, Error *error)
+{
+    return parse(layout, ranks, is_known_name, mesh, error);
+}
+
+bool mesh_parse_any_names(const char *layout, int ranks, Mesh *mesh, Error *error)
+{
+    return parse(layout, ranks, is_plain_name, mesh, error);
 }
 
 static void coordinates_of(const Mesh *mesh, int rank, int *coord)
@@ -169,12 +200,12 @@ static void coordinates_of(const Mesh *mesh, int rank, int *coord)
     }
 }
 
-Mesh *mesh_create(const char *layout, Comm world)
+static Mesh *create(const char *layout, Comm world, NameCheck *check_name)
 {
     Mesh *mesh = calloc(1, sizeof(*mesh));
     CHECK_RULE(mesh != NULL);
     Error error = {0};
-    bool good = mesh_parse(layout, world.ranks, mesh, &error);
+    bool good = parse(layout, world.ranks, check_name, mesh, &error);
     CHECK_ALL(good, error.exit_code, error.fix, "%s", error.what);
     mesh->world = world;
     coordinates_of(mesh, world.rank, mesh->coord);
@@ -184,6 +215,16 @@ Mesh *mesh_create(const char *layout, Comm world)
         mesh->comm[axis] = mesh_comm(mesh, &one);
     }
     return mesh;
+}
+
+Mesh *mesh_create(const char *layout, Comm world)
+{
+    return create(layout, world, is_known_name);
+}
+
+Mesh *mesh_create_any_names(const char *layout, Comm world)
+{
+    return create(layout, world, is_plain_name);
 }
 
 void mesh_destroy(Mesh *mesh)

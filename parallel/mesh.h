@@ -26,6 +26,10 @@ typedef struct Mesh {
 bool mesh_parse(const char *layout, int ranks, Mesh *mesh, Error *error);
 // Collective(all ranks). Stops with 2 on a bad layout. Owner: the caller.
 Mesh *mesh_create(const char *layout, Comm world);
+// The same for grids whose axes mean nothing to the program (redistribute): a name is a letter,
+// then letters, digits and '_', at most MESH_NAME_BYTES - 1 characters.
+bool mesh_parse_any_names(const char *layout, int ranks, Mesh *mesh, Error *error); // Local
+Mesh *mesh_create_any_names(const char *layout, Comm world); // Collective(all ranks)
 void mesh_destroy(Mesh *mesh);                          // Collective(all ranks); the world stays
 int mesh_find_axis(const Mesh *mesh, const char *name); // Local. -1 if there is none
 

@@ -126,6 +126,32 @@ static void test_hostile_layouts(void **state)
     }
 }
 
+static void test_any_names(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *layout, *what; // NULL: parses
+    } rows[] = {
+        {"a=2,b=4", NULL},
+        {"node_0=4,GPU=*", NULL},
+        {"abcdefghijklmno=8", NULL}, // 15 characters
+        {"abcdefghijklmnop=8", "'abcdefghijklmnop' is no name for an axis"},
+        {"1a=8", "'1a' is no name for an axis"},
+        {"a-b=8", "'a-b' is no name for an axis"},
+        {"a=2,a=4", "axis 'a' is there twice"},
+        {"a=3,b=*", "leave no whole number for b=*"},
+    };
+    for (size_t row = 0; row < COUNT_OF(rows); row++) {
+        Mesh mesh;
+        Error error = {0};
+        bool good = mesh_parse_any_names(rows[row].layout, 8, &mesh, &error);
+        if (good != (rows[row].what == NULL))
+            fail_msg("'%s': parsed %d, '%s'", rows[row].layout, good, error.what);
+        if (!good)
+            expect_contains(rows[row].layout, error.what, rows[row].what);
+    }
+}
+
 static void test_selections(void **state)
 {
     (void)state;
@@ -254,9 +280,13 @@ int main(int argc, char **argv)
     Run *run = run_create(argc, argv, "test_parallel_mesh", true);
     Comm world = comm_create_world(run, DEVICE_CPU, 0);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_layouts_that_parse),   cmocka_unit_test(test_layouts_that_do_not),
-        cmocka_unit_test(test_hostile_layouts),      cmocka_unit_test(test_selections),
-        cmocka_unit_test(test_selections_that_fail), cmocka_unit_test_prestate(test_groups, &world),
+        cmocka_unit_test(test_layouts_that_parse),
+        cmocka_unit_test(test_layouts_that_do_not),
+        cmocka_unit_test(test_any_names),
+        cmocka_unit_test(test_hostile_layouts),
+        cmocka_unit_test(test_selections),
+        cmocka_unit_test(test_selections_that_fail),
+        cmocka_unit_test_prestate(test_groups, &world),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     comm_destroy(&world);
