@@ -95,7 +95,9 @@ def main():
                 def our_turn():
                     for name in a.shapes.split(","):
                         for exact in (False, True) if round_index == 0 else (False,):
+                            run_begin = time.time()
                             result, words = run_ours(a.program, name, gpus, skew, exact, round_index == 0)
+                            print(f"  {name} gpus {gpus} skew {skew} {'exact' if exact else 'fast'} in {time.time() - run_begin:.0f} s", flush=True)
                             if not result:
                                 continue
                             who = "exact" if exact else "fast"
@@ -106,7 +108,8 @@ def main():
                             for check in result["checks"]:
                                 checks.setdefault((name, gpus, skew, who), []).append((check["name"], check["verdict"]))
                             if raw:
-                                raw.write(json.dumps({"round": round_index, "cell": [name, gpus, skew, who], "ms": pair}) + "\n")
+                                raw.write(json.dumps({"round": round_index, "cell": [name, gpus, skew, who], "ms": pair, "checks": [[c["name"], c["verdict"]] for c in result["checks"]]}) + "\n")
+                                raw.flush()
                 for turn in (peer_turn, our_turn) if round_index % 2 == 0 else (our_turn, peer_turn):
                     turn()
                 print(f"round {round_index} gpus {gpus} skew {skew} done at {time.strftime('%H:%M:%S')}", flush=True)
@@ -116,6 +119,10 @@ def main():
 
 def spread(values):
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def share(rate, ceiling):
+    return f"{100 * rate / ceiling:.0f} %" if ceiling and rate else "-"
 
 
 def write(a, cells, checks, last, commands, started, before):
@@ -139,15 +146,18 @@ def write(a, cells, checks, last, commands, started, before):
         for (name, gpus, skew, who), result in sorted(last.items()):
             if who != "fast":
                 continue
-            f.write(f"\n### {name}, {gpus} GPU, skew {skew or 'even'}\n\n| span | ms | floor ms | TFLOP/s | GB/s memory | wire MB | logical MB | wire GB/s |\n|---|---|---|---|---|---|---|---|\n")
+            f.write(f"\n### {name}, {gpus} GPU, skew {skew or 'even'}\n\n| span | ms | floor ms | TFLOP/s | GB/s memory | wire MB | logical MB | wire GB/s | of the link |\n|---|---|---|---|---|---|---|---|---|\n")
+            ceilings = result["run"].get("extra", result["run"]).get("ceilings") or {}
+            link = ceilings.get("link_bytes_per_s") or 0
             for m in result["measurements"]:
                 if m["name"] != "phases":
                     continue
                 for s in m["spans"]:
                     t = s["statistics"]["median"]
                     f.write(f"| {s['name']} | {1e3 * t:.3f} | {1e3 * s['floor_s']:.3f} | {s['flops'] / t / 1e12:.0f} | {s['memory_bytes'] / t / 1e9:.0f} |"
-                            f" {s['wire_bytes'] / 1e6:.1f} | {s['logical_bytes'] / 1e6:.1f} | {s['wire_bytes'] / t / 1e9:.0f} |\n")
-            f.write(f"\nceilings: {json.dumps(result['run'].get('extra', result['run']).get('ceilings'))}; transport {result['run'].get('extra', result['run']).get('transport')}\n")
+                            f" {s['wire_bytes'] / 1e6:.1f} | {s['logical_bytes'] / 1e6:.1f} | {s['wire_bytes'] / t / 1e9:.0f} |"
+                            f" {share(s['wire_bytes'] / t, link)} |\n")
+            f.write(f"\nceilings: {json.dumps(ceilings)}; transport {result['run'].get('extra', result['run']).get('transport')}\n")
         f.write("\n## Checks in the same runs\n\n")
         for key, found in sorted(checks.items()):
             f.write(f"- {key[0]}, {key[1]} GPU, skew {key[2] or 'even'}, {key[3]}: " + "; ".join(f"{n}: {v}" for n, v in found) + "\n")
