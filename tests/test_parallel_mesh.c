@@ -1,17 +1,8 @@
 // The mesh: every layout that parses and every message of those that do not, coordinates,
 // selections, and communicators that join the right ranks.
 // ranks: 1 2 4 6 8
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
 #include "parallel/mesh.h"
+#include "tests/parallel_job.h"
 
 static void expect_contains(const char *layout, const char *text, const char *part)
 {
@@ -243,7 +234,7 @@ static void check_group(const Mesh *mesh, const MeshAxes *axes, Comm comm)
 
 static void test_groups(void **state)
 {
-    Comm world = *(Comm *)*state;
+    Comm world = ((const TestJob *)*state)->comm;
     static const char *const layouts[] = {
         "ep=*",          "dp=2,ep=*", "dp=*,ep=2", "dp=3,tp=*", "replica=2,dp=*,ep=1,tp=2",
         "dp=1,ep=*,tp=1"};
@@ -277,11 +268,7 @@ static void test_groups(void **state)
 
 int main(int argc, char **argv)
 {
-    // A rank that fails an assertion takes the job down instead of leaving the others waiting for
-    // it.
-    setenv("CMOCKA_TEST_ABORT", "1", 1);
-    Run *run = run_create(argc, argv, "test_parallel_mesh", true);
-    Comm world = comm_create_world(run, DEVICE_CPU, 0);
+    TestJob job = test_job_begin(argc, argv, DEVICE_CPU);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_layouts_that_parse),
         cmocka_unit_test(test_layouts_that_do_not),
@@ -289,10 +276,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_hostile_layouts),
         cmocka_unit_test(test_selections),
         cmocka_unit_test(test_selections_that_fail),
-        cmocka_unit_test_prestate(test_groups, &world),
+        cmocka_unit_test_prestate(test_groups, &job),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    comm_destroy(&world);
-    run_destroy(run);
-    return failed;
+    return test_job_end(&job, cmocka_run_group_tests(tests, NULL, NULL));
 }
