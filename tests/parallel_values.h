@@ -107,3 +107,44 @@ static inline int64_t expect_ordered_sum(const TestJob *job, const float *found,
     }
     return order_matters;
 }
+
+// Exchanges of different sizes in one group, one of them of nothing: each brings its own values,
+// and all bytes are counted.
+static inline void test_grouped_exchange(void **state)
+{
+    const TestJob *job = *state;
+    static const int64_t counts[] = {5, 1003, 0, 64}; // floats for each rank
+    enum { EXCHANGES = COUNT_OF(counts) };
+    int64_t ranks = job->comm.ranks, first = 0;
+    float *send[EXCHANGES], *receive[EXCHANGES];
+    ArenaMark mark = arena_mark(job->arena);
+    for (int e = 0; e < EXCHANGES; first += counts[e++] * ranks) {
+        uint64_t bytes = (uint64_t)(counts[e] * ranks) * sizeof(float);
+        float *host = host_memory(bytes);
+        for (int64_t i = 0; i < counts[e] * ranks; i++)
+            host[i] = partial_of(job, job->comm.rank, first + i);
+        send[e] = arena_push(job->arena, bytes, MEMORY_COMMUNICATION);
+        receive[e] = arena_push(job->arena, bytes, MEMORY_COMMUNICATION);
+        put_and_free(send[e], host, bytes, job->stream);
+    }
+    comm_take_wire_bytes(job->comm);
+    comm_group_begin(job->comm, job->stream);
+    for (int e = 0; e < EXCHANGES; e++)
+        comm_all_to_all(job->comm, send[e], receive[e], (uint64_t)counts[e] * sizeof(float),
+                        job->stream);
+    comm_group_end(job->comm, job->stream);
+    assert_int_equal(comm_take_wire_bytes(job->comm),
+                     (uint64_t)(first / ranks * (ranks - 1)) * sizeof(float));
+    first = 0;
+    for (int e = 0; e < EXCHANGES; first += counts[e++] * ranks) {
+        float *found =
+            host_copy(receive[e], (uint64_t)(counts[e] * ranks) * sizeof(float), job->stream);
+        for (int64_t i = 0; i < counts[e] * ranks; i++) {
+            int64_t sent = first + counts[e] * job->comm.rank + i % counts[e];
+            expect_float(job, "grouped exchange", first + i, found[i],
+                         partial_of(job, (int)(i / counts[e]), sent));
+        }
+        free(found);
+    }
+    arena_release(job->arena, mark);
+}

@@ -317,6 +317,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_all_gather, &job),
         cmocka_unit_test_prestate(test_all_to_all, &job),
+        cmocka_unit_test_prestate(test_grouped_exchange, &job),
         cmocka_unit_test_prestate(test_all_to_all_v, &job),
         cmocka_unit_test_prestate(test_all_to_all_v_far, &job),
         cmocka_unit_test_prestate(test_all_reduce, &job),

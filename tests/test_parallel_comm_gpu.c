@@ -156,6 +156,7 @@ int main(int argc, char **argv)
     TestJob job = test_job_begin(argc, argv, DEVICE_CUDA);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_gather_and_exchange, &job),
+        cmocka_unit_test_prestate(test_grouped_exchange, &job),
         cmocka_unit_test_prestate(test_all_reduce, &job),
         cmocka_unit_test_prestate(test_ordered_sum, &job),
         cmocka_unit_test_prestate(test_graph, &job),
