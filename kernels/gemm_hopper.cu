@@ -91,6 +91,8 @@ static __device__ __forceinline__ uint32_t parity_of(uint32_t number)
 template <GemmForm FORM, bool GATHER_A, bool GATHER_B> struct Variant {
     static constexpr bool a_is_mn_major = FORM == GEMM_TN;
     static constexpr bool b_is_mn_major = FORM != GEMM_NT;
+    static constexpr bool zeros_a = FORM == GEMM_TN && !GATHER_A; // see zero_lines
+    static constexpr bool zeros_b = FORM == GEMM_TN && !GATHER_B;
     static constexpr bool threads_copy = GATHER_A || GATHER_B;
     static constexpr bool engine_copies = FORM != GEMM_TN || !GATHER_A || !GATHER_B;
     static constexpr uint32_t full_arrivals =
@@ -280,18 +282,21 @@ static __device__ __forceinline__ void multiply_steps(uint64_t a, uint64_t b, fl
     ptx_mma_commit();
 }
 
-// TN: after the group's last row the copy engine read on, into padding or the next group. The
-// warpgroup overwrites the rest of the last step, in its panel of a and in b, with zeros (the other
-// warpgroup may be writing the same zeros to b).
+// TN: after the group's last row the copy engine read on, into padding or the next group (gathered
+// lines end in zeros already). The warpgroup overwrites the rest of the last step, in its panel of
+// a and in b, with zeros (the other warpgroup may be writing the same zeros to b).
+template <bool ZERO_A, bool ZERO_B>
 static __device__ __forceinline__ void zero_lines(const Ring &ring, uint32_t stage, int half,
                                                   int first)
 {
     const int lines = (STEP_TERMS - first % STEP_TERMS) % STEP_TERMS;
-    constexpr int PIECES = 8 + B_BYTES / PANEL_BYTES * 8; // of a line, 16 bytes each
+    constexpr int PIECES_A = ZERO_A ? 8 : 0; // of a line, 16 bytes each
+    constexpr int PIECES = PIECES_A + (ZERO_B ? B_BYTES / PANEL_BYTES * 8 : 0);
     for (int i = threadIdx.x % 128; i < lines * PIECES; i += 128) {
         const int line = first + i / PIECES, piece = i % PIECES;
-        const uint32_t panel = piece < 8 ? ring.a(stage) + half * PANEL_BYTES
-                                         : ring.b(stage) + (piece / 8 - 1) * PANEL_BYTES;
+        const uint32_t panel = piece < PIECES_A
+                                   ? ring.a(stage) + half * PANEL_BYTES
+                                   : ring.b(stage) + (piece - PIECES_A) / 8 * PANEL_BYTES;
         ptx_store_zeros(panel + line * LINE_BYTES + piece % 8 * 16);
     }
     ptx_proxy_fence();
@@ -300,10 +305,11 @@ static __device__ __forceinline__ void zero_lines(const Ring &ring, uint32_t sta
 
 // sum = the product of the warpgroup's 64 rows with all terms of the tile; the chunk counter goes
 // on.
-template <int COLUMNS, bool A_MN_MAJOR, bool B_MN_MAJOR>
+template <int COLUMNS, typename V>
 static __device__ __forceinline__ void multiply(const Ring &ring, int half, int terms,
                                                 uint32_t *number, float *sum)
 {
+    constexpr bool A_MN_MAJOR = V::a_is_mn_major, B_MN_MAJOR = V::b_is_mn_major;
     const bool elected = threadIdx.x % 32 == 0;
     const uint32_t first = *number, end = first + (uint32_t)(terms / TERMS);
     uint32_t at = first;
@@ -325,8 +331,8 @@ static __device__ __forceinline__ void multiply(const Ring &ring, int half, int 
     if (rest != 0) {
         const uint32_t stage = at % STAGES;
         ptx_barrier_wait(ring.full(stage), parity_of(at));
-        if (A_MN_MAJOR)
-            zero_lines(ring, stage, half, rest);
+        if constexpr (V::zeros_a || V::zeros_b)
+            zero_lines<V::zeros_a, V::zeros_b>(ring, stage, half, rest);
         for (int step = 0; step * STEP_TERMS < rest; step++) {
             multiply_steps<COLUMNS, A_MN_MAJOR, B_MN_MAJOR, 1>(
                 operand_words<A_MN_MAJOR>(ring.a(stage) + half * PANEL_BYTES +
@@ -376,11 +382,9 @@ static __device__ __forceinline__ void compute(const GroupedGemm &args, const Ri
         for (int i = 0; i < TILE_COLUMNS / 2; i++)
             sum[i] = 0.0f;
         if (args.n - tile.column > TILE_COLUMNS / 2) {
-            multiply<TILE_COLUMNS, V::a_is_mn_major, V::b_is_mn_major>(ring, half, tile.sum_length,
-                                                                       &number, sum);
+            multiply<TILE_COLUMNS, V>(ring, half, tile.sum_length, &number, sum);
         } else {
-            multiply<TILE_COLUMNS / 2, V::a_is_mn_major, V::b_is_mn_major>(
-                ring, half, tile.sum_length, &number, sum);
+            multiply<TILE_COLUMNS / 2, V>(ring, half, tile.sum_length, &number, sum);
         }
         if (args.out_dtype == DTYPE_BF16)
             store_tile<FORM, Bf16>(args, tile, warp * 16, buffer, sum);

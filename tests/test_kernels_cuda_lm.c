@@ -299,7 +299,8 @@ static void expect_loss_row(const Twins *twins, LossCase c, const LossTwins *t, 
         const double cpu = twin_value(dlogits->host, c.dtype, at);
         const double error = probability * ((4 + 2 * fabs(d)) * FLT_EPSILON + share);
         expect_apart(twins, "dlogits", at, cpu, twin_value(dlogits->back, c.dtype, at),
-                     2.1 * error + (4 * FLT_EPSILON + last) * fabs(cpu) + 0x1p-130);
+                     2.1 * error + (4 * FLT_EPSILON + last) * fabs(cpu) +
+                         1.01 * FLT_MIN * 3 / counted + 0x1p-140);
     }
 }
 
