@@ -26,7 +26,8 @@ enum {
     CPU_BLOCK = 512,    // elements that a row's loops take at a time, through arrays on the stack
     CPU_DOT_LANES = 32, // partial sums of a dot product
     CPU_DOT_GROUP = 8,  // neighbouring elements of one partial sum
-    CPU_PARALLEL_MIN = 1 << 15, // elements below which threads are not woken
+    CPU_SUMS = CPU_DOT_LANES * CPU_DOT_GROUP, // partial sums where every element has its own
+    CPU_PARALLEL_MIN = 1 << 15,               // elements below which threads are not woken
 };
 
 CPU_INLINE float cpu_load(const void *data, DType dtype, int64_t index)
