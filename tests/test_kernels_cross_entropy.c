@@ -141,7 +141,7 @@ static Exact exact_row(const Case *c, int64_t row)
     for (int64_t v = 0; v < c->vocab; v++) {
         double d = (double)logit(c, row, v) - exact.largest, e = exp(d);
         exact.sum += e;
-        terms_error += (3 + fabs(d)) * FLT_EPSILON * e;
+        terms_error += (3 + 2 * fabs(d)) * FLT_EPSILON * e;
     }
     double additions = ((double)c->vocab / 512 + 8 + c->parts) * FLT_EPSILON;
     exact.sum_share = terms_error / exact.sum + additions;
@@ -193,7 +193,7 @@ static void expect_gradient(const Case *c, int part, int64_t row, double scale, 
         double d = (double)logit(c, row, column) - exact.largest;
         double probability = factor * exp(d) / exact.sum;
         double gradient = probability - (column == c->targets[row] ? factor : 0.0);
-        double error = probability * ((4 + fabs(d)) * FLT_EPSILON + exact.sum_share) * 1.01;
+        double error = probability * ((4 + 2 * fabs(d)) * FLT_EPSILON + exact.sum_share) * 1.01;
         double bound = error + (2 * FLT_EPSILON + last) * fabs(gradient) + last * error;
         if (c->targets[row] == CROSS_ENTROPY_IGNORED)
             expect_near(ours, 0, 0, "ignored gradient", at);
