@@ -23,9 +23,10 @@
 #define CPU_INLINE static inline __attribute__((always_inline))
 
 enum {
-    CPU_BLOCK = 512,    // elements that a row's loops take at a time, through arrays on the stack
-    CPU_DOT_LANES = 32, // partial sums of a dot product
-    CPU_DOT_GROUP = 8,  // neighbouring elements of one partial sum
+    CPU_BLOCK = 512,     // elements that a row's loops take at a time, through arrays on the stack
+    CPU_DOT_LANES = 32,  // partial sums of a dot product
+    CPU_DOT_GROUP = 8,   // neighbouring elements of one partial sum
+    CPU_SUMS_F64 = 1024, // partial sums in f64 of what a whole array has
     CPU_SUMS = CPU_DOT_LANES * CPU_DOT_GROUP, // partial sums where every element has its own
     CPU_PARALLEL_MIN = 1 << 15,               // elements below which threads are not woken
 };
@@ -100,6 +101,15 @@ CPU_INLINE float cpu_lane_sum(const float *lane)
     float sum[CPU_DOT_LANES];
     memcpy(sum, lane, sizeof sum);
     for (int apart = CPU_DOT_LANES / 2; apart > 0; apart /= 2)
+        for (int i = 0; i < apart; i++)
+            sum[i] += sum[i + apart];
+    return sum[0];
+}
+
+// Pairwise: sums CPU_SUMS_F64 / 2 apart first, then a quarter, ... 1.
+CPU_INLINE double cpu_pairwise_sum(double *sum)
+{
+    for (int apart = CPU_SUMS_F64 / 2; apart > 0; apart /= 2)
         for (int i = 0; i < apart; i++)
             sum[i] += sum[i + apart];
     return sum[0];

@@ -9,8 +9,6 @@ KERNEL_DEFINE(cross_entropy_row_sum, CrossEntropyRowSum)
 KERNEL_DEFINE(cross_entropy_loss, CrossEntropyLoss)
 KERNEL_DEFINE(cross_entropy_backward, CrossEntropyBackward)
 
-enum { LOSS_SUMS = 32 };
-
 // The target's column here, or -1.
 static int64_t local_target(int64_t target, int64_t vocab_first, int64_t vocab_count)
 {
@@ -108,7 +106,7 @@ KernelCost cross_entropy_row_sum_cost(const CrossEntropyRowSum *args)
 void cross_entropy_loss_cpu(const CrossEntropyLoss *args, Stream stream)
 {
     (void)stream;
-    double sum[LOSS_SUMS] = {0};
+    double sum[CPU_SUMS_F64] = {0};
     int64_t counted = 0;
     for (int64_t row = 0; row < args->rows; row++) {
         float loss = 0.0f;
@@ -119,13 +117,11 @@ void cross_entropy_loss_cpu(const CrossEntropyLoss *args, Stream stream)
         }
         if (args->loss)
             args->loss[row] = loss;
-        sum[row % LOSS_SUMS] += (double)loss;
+        sum[row % CPU_SUMS_F64] += (double)loss;
     }
-    for (int apart = LOSS_SUMS / 2; apart > 0; apart /= 2)
-        for (int i = 0; i < apart; i++)
-            sum[i] += sum[i + apart];
+    double total = cpu_pairwise_sum(sum);
     double *totals = args->totals;
-    totals[CROSS_ENTROPY_SUM] = (args->accumulate ? totals[CROSS_ENTROPY_SUM] : 0.0) + sum[0];
+    totals[CROSS_ENTROPY_SUM] = (args->accumulate ? totals[CROSS_ENTROPY_SUM] : 0.0) + total;
     totals[CROSS_ENTROPY_COUNT] =
         (args->accumulate ? totals[CROSS_ENTROPY_COUNT] : 0.0) + (double)counted;
 }

@@ -13,11 +13,11 @@
 // NaN: row_max passes over NaN and row_sum does not, so that a NaN logit makes its row's loss and
 // gradient NaN although reductions of maxima may drop NaN. A row with +inf, or with nothing but
 // -inf, gives NaN, as in torch.
-// Exactness: e^d is within (3 + |d|) eps_f32 of itself. The sum: column c (local) in partial sum c
-// % 256, each ascending from 0 in f32; then pairwise inside each eight neighbouring sums, 4, 2, 1
+// Exactness: e^d is within (3 + 2 |d|) eps_f32 of itself. The sum: column c (local) in partial sum
+// c % 256, each ascending from 0 in f32; then pairwise inside each eight neighbouring sums, 4, 2, 1
 // apart; then these 32, 16, 8, 4, 2, 1 apart: (columns / 512 + 8) eps_f32 more. A loss is made in
-// f64 and rounded once. The sum of losses: f64, row r in partial sum r % 32, each ascending; then
-// pairwise, 16, 8, 4, 2, 1 apart. A row's result depends on that row only.
+// f64 and rounded once. The sum of losses: f64, row r in partial sum r % 1024, each ascending; then
+// pairwise, 512, 256, ... 1 apart. A row's result depends on that row only.
 #pragma once
 
 #include "kernels/kernel.h"

@@ -14,7 +14,12 @@
 
 #include <cuda_runtime.h>
 
-enum { WARP_LANES = 32, GROUP_ELEMENTS = 8 };
+enum {
+    WARP_LANES = 32,
+    GROUP_ELEMENTS = 8,
+    COPY_UNITS = 8,          // loads of a lane before its first store
+    BLOCK_SUM_THREADS = 1024 // threads of a block that adds up an array in f64
+};
 static const unsigned WARP_ALL = 0xFFFFFFFFu;
 
 struct Bf16 {
@@ -181,6 +186,72 @@ __device__ __forceinline__ float dot_chain(const Group<A> &a, const Group<B> &b,
         if (e < left)
             sum = __fmaf_rn(group_value(a, e), group_value(b, e), sum);
     return sum;
+}
+
+// Warp: `units` of a row from one place to another.
+template <typename Unit>
+__device__ __forceinline__ void warp_copy(Unit *to, const Unit *from, int64_t units)
+{
+    for (int64_t begin = lane_index(); begin < units; begin += COPY_UNITS * WARP_LANES) {
+        Unit unit[COPY_UNITS];
+#pragma unroll
+        for (int i = 0; i < COPY_UNITS; i++)
+            if (begin + i * WARP_LANES < units)
+                unit[i] = from[begin + i * WARP_LANES];
+#pragma unroll
+        for (int i = 0; i < COPY_UNITS; i++)
+            if (begin + i * WARP_LANES < units)
+                to[begin + i * WARP_LANES] = unit[i];
+    }
+}
+
+// Whether a group is whole and aligned, as a type.
+template <bool WHOLE> struct GroupKind {
+    static constexpr bool vector = WHOLE;
+};
+
+// Grid: body(element, left, GroupKind) for the groups of a flat array of `count`; only the last can
+// be short.
+template <bool VECTOR, typename Body>
+__device__ __forceinline__ void for_each_group(int64_t count, Body body)
+{
+    const int64_t step = (int64_t)gridDim.x * blockDim.x * GROUP_ELEMENTS;
+    for (int64_t element = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * GROUP_ELEMENTS;
+         element < count; element += step) {
+        const int64_t left = count - element;
+        if (VECTOR && left >= GROUP_ELEMENTS)
+            body(element, left, GroupKind<VECTOR>());
+        else
+            body(element, left, GroupKind<false>());
+    }
+}
+
+// Pairwise over the eight values of a lane, 4, 2, 1 apart.
+template <typename Number>
+__device__ __forceinline__ Number group_sum(const Number (&value)[GROUP_ELEMENTS])
+{
+    Number sum[GROUP_ELEMENTS / 2];
+#pragma unroll
+    for (int e = 0; e < GROUP_ELEMENTS / 2; e++)
+        sum[e] = value[e] + value[e + GROUP_ELEMENTS / 2];
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+// Block of BLOCK_SUM_THREADS threads: pairwise, 512, 256, ... 1 apart (cpu_pairwise_sum). Thread 0
+// gets the sum.
+__device__ __forceinline__ double block_sum(double value)
+{
+    __shared__ double sum[BLOCK_SUM_THREADS];
+    sum[threadIdx.x] = value;
+    for (int apart = BLOCK_SUM_THREADS / 2; apart >= WARP_LANES; apart /= 2) {
+        __syncthreads();
+        if ((int)threadIdx.x < apart)
+            value = sum[threadIdx.x] = value + sum[threadIdx.x + apart];
+    }
+#pragma unroll
+    for (int apart = WARP_LANES / 2; apart > 0; apart /= 2)
+        value += __shfl_xor_sync(WARP_ALL, value, apart);
+    return value;
 }
 
 static inline cudaStream_t cuda_stream(Stream stream)

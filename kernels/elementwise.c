@@ -9,9 +9,6 @@ KERNEL_DEFINE(cast_copy, CastCopy)
 KERNEL_DEFINE(sum_squares, SumSquares)
 KERNEL_DEFINE(clip_scale, ClipScale)
 
-enum { PIECE_SUMS = 1024 };
-static const double CLIP_EPSILON = 1e-6;
-
 CPU_CLONES
 static void add_block(const AddRows *args, int64_t first, int64_t count)
 {
@@ -103,13 +100,11 @@ void sum_squares_cpu(const SumSquares *args, Stream stream)
         int64_t begin = piece * SUM_SQUARES_PIECE, end = begin + SUM_SQUARES_PIECE;
         args->scratch[piece] = piece_squares(args, begin, end < args->count ? end : args->count);
     }
-    double sum[PIECE_SUMS] = {0};
+    double sum[CPU_SUMS_F64] = {0};
     for (int64_t piece = 0; piece < pieces; piece++)
-        sum[piece % PIECE_SUMS] += args->scratch[piece];
-    for (int apart = PIECE_SUMS / 2; apart > 0; apart /= 2)
-        for (int i = 0; i < apart; i++)
-            sum[i] += sum[i + apart];
-    *args->sum = args->accumulate ? *args->sum + sum[0] : sum[0];
+        sum[piece % CPU_SUMS_F64] += args->scratch[piece];
+    double total = cpu_pairwise_sum(sum);
+    *args->sum = args->accumulate ? *args->sum + total : total;
 }
 
 KernelCost sum_squares_cost(const SumSquares *args)
@@ -122,7 +117,7 @@ KernelCost sum_squares_cost(const SumSquares *args)
 void clip_scale_cpu(const ClipScale *args, Stream stream)
 {
     (void)stream;
-    double norm = sqrt(*args->sum), scale = args->max_norm / (norm + CLIP_EPSILON);
+    double norm = sqrt(*args->sum), scale = args->max_norm / (norm + CLIP_SCALE_EPSILON);
     *args->scale = scale > 1.0 ? 1.0f : (float)scale;
     if (args->norm)
         *args->norm = (float)norm;

@@ -44,8 +44,10 @@ typedef struct SumSquares {
 uint64_t sum_squares_scratch_bytes(int64_t count); // Local
 KERNEL_DECLARE(sum_squares, SumSquares);
 
-// norm = sqrt(*sum); scale = min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_
-// has it: NaN stays NaN, an infinite norm gives 0. Made in f64, rounded once.
+// norm = sqrt(*sum); scale = min(1, max_norm / (norm + CLIP_SCALE_EPSILON)), as
+// torch.nn.utils.clip_grad_norm_ has it: NaN stays NaN, an infinite norm gives 0. Made in f64,
+// rounded once.
+static const double CLIP_SCALE_EPSILON = 1e-6;
 typedef struct ClipScale {
     const double *sum; // [1] over all parameters and ranks
     double max_norm;

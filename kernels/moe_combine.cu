@@ -11,7 +11,6 @@ enum {
     COMBINE_THREADS = 256,
     COMBINE_WARPS = COMBINE_THREADS / WARP_LANES,
     COMBINE_BLOCKS = 3, // on a multiprocessor at least: no more than 80 registers a thread
-    COPY_UNITS = 8,     // loads of a lane before its first store
     SUM_BYTES = 64,     // of a lane's loads before the first is added: 4 rows in bf16, 2 in f32
     DOT_GROUPS = 2,     // groups of each operand loaded together
     BLOCKS_PER_PROCESSOR = 8,
@@ -101,21 +100,6 @@ __device__ static void return_dweights(const MoeReturn &args, const ReturnRow &f
         to[slot] = args.dweight_of_expert_row[expert_row[slot]];
 }
 
-template <typename Unit> __device__ static void copy_row(Unit *to, const Unit *from, int64_t units)
-{
-    for (int64_t begin = lane_index(); begin < units; begin += COPY_UNITS * WARP_LANES) {
-        Unit unit[COPY_UNITS];
-#pragma unroll
-        for (int i = 0; i < COPY_UNITS; i++)
-            if (begin + i * WARP_LANES < units)
-                unit[i] = from[begin + i * WARP_LANES];
-#pragma unroll
-        for (int i = 0; i < COPY_UNITS; i++)
-            if (begin + i * WARP_LANES < units)
-                to[begin + i * WARP_LANES] = unit[i];
-    }
-}
-
 // Warps step through the items by an odd stride, so that with a power of 2 ranks each visits every
 // home; of an even number of warps one has nothing to do. Items fit 31 bits because
 // row_of_expert_row counts the same rows in an int32.
@@ -144,8 +128,8 @@ __global__ void __launch_bounds__(COMBINE_THREADS, COMBINE_BLOCKS)
                    (int64_t)found.header[MOE_HEADER_RETURN_SLOT] * units;
         const int32_t *expert_row = args.expert_row_of_slot + found.row * args.shape.slots_max;
         for (int slot = 0; slot < found.slots; slot++)
-            copy_row(to + slot * units, (const Unit *)args.expert_rows + expert_row[slot] * units,
-                     units);
+            warp_copy(to + slot * units, (const Unit *)args.expert_rows + expert_row[slot] * units,
+                      units);
         return_dweights(args, found);
     }
 }

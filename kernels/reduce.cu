@@ -37,15 +37,9 @@ __device__ __forceinline__ void sum_group(const SumParts &args, int64_t element,
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(REDUCE_THREADS) sum_parts_kernel(SumParts args)
 {
-    const int64_t threads = (int64_t)gridDim.x * blockDim.x * GROUP_ELEMENTS;
-    for (int64_t element = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * GROUP_ELEMENTS;
-         element < args.count; element += threads) {
-        const int64_t left = args.count - element;
-        if (VECTOR && left >= GROUP_ELEMENTS)
-            sum_group<T, VECTOR>(args, element, left);
-        else
-            sum_group<T, false>(args, element, left);
-    }
+    for_each_group<VECTOR>(args.count, [&](int64_t element, int64_t left, auto kind) {
+        sum_group<T, decltype(kind)::vector>(args, element, left);
+    });
 }
 
 void sum_parts_cuda(const SumParts *args, Stream stream)
