@@ -25,33 +25,28 @@ run() {
 }
 
 # Return codes of CUDA calls are the program's affair: tests ask for too much memory on purpose, NCCL probes for kernels.
-quiet=(--report-api-errors no)
+# NCCL's own kernels are not ours to judge, and its waiting loops take minutes under racecheck.
+common=(--error-exitcode 9 --print-limit 5 --report-api-errors no --target-processes all --kernel-name-exclude kns=nccl)
+layer=(dp2ep --device cuda --samples 0 --experts 6 --top_k 2 --dim 64 --hidden 40 --tokens 13)
 turn=0
 for tool in memcheck racecheck; do
-    check=("$sanitizer" --tool "$tool" --error-exitcode 9 --print-limit 5 "${quiet[@]}" --target-processes all)
+    check=("$sanitizer" --tool "$tool" "${common[@]}")
     for test in "$build"/test_*_gpu "$build"/test_kernels_cuda*; do
-        [ -x "$test" ] || continue
         name=$(basename "$test")
         case $name in
-        test_parallel_*) continue ;;
+        *'*'* | test_parallel_*) continue ;;
         esac
         run "$tool" "$name" $((turn % gpus)) "${check[@]}" "$test"
         turn=$((turn + 1))
     done
-    run "$tool" dp2ep_exact $((turn % gpus)) "${check[@]}" "$build/meshwork" dp2ep --device cuda --samples 0 --experts 8 --top_k 2 \
-        --dim 64 --hidden 96 --tokens 37 --shared_hidden 32 --shared_gate
+    run "$tool" dp2ep_exact $((turn % gpus)) "${check[@]}" "$build/meshwork" "${layer[@]}" --shared_hidden 32 --shared_gate
+    if [ "$gpus" -ge 2 ]; then
+        for mode in exact no-exact; do
+            run "$tool" "dp2ep_2ranks_$mode" 0,1 mpirun -n 2 --bind-to none "${check[@]}" "$build/meshwork" "${layer[@]}" --$mode
+        done
+    fi
 done
 wait
-if [ "$gpus" -ge 2 ]; then
-    for tool in memcheck racecheck; do
-        check=("$sanitizer" --tool "$tool" --error-exitcode 9 --print-limit 5 "${quiet[@]}" --target-processes all)
-        for mode in exact no-exact; do
-            run "$tool" "dp2ep_2ranks_$mode" 0,1 mpirun -n 2 --bind-to none "${check[@]}" "$build/meshwork" dp2ep --device cuda \
-                --samples 0 --experts 8 --top_k 2 --dim 64 --hidden 96 --tokens 37 --$mode
-        done
-    done
-    wait
-fi
 
 echo "| test | memcheck | racecheck |"
 echo "|---|---|---|"

@@ -10,6 +10,7 @@ typedef struct Sizes {
     double t, h, i, e, r;  // tokens, hidden, inner, experts here, expert rows here
     double router, shared; // router rows, shared inner
     double b, k;           // bytes of an element, top_k
+    bool local;            // one rank: rows are read in place, nothing travels
     EpTraffic traffic;
 } Sizes;
 
@@ -39,7 +40,7 @@ static SpanCost router(const Sizes *z)
 
 static SpanCost dispatch(const Sizes *z)
 {
-    return (SpanCost){.memory_bytes = z->b * z->h * z->t,
+    return (SpanCost){.memory_bytes = z->local ? 0 : z->b * z->h * z->t,
                       .wire_bytes = (double)z->traffic.dispatch_wire_bytes,
                       .logical_bytes = (double)z->traffic.dispatch_logical_bytes};
 }
@@ -92,11 +93,19 @@ static SpanCost back_weights(const Sizes *z)
     return add(gradient(z, z->r, z->e, 2 * z->i, z->h), gradient(z, z->r, z->e, z->h, z->i));
 }
 
+// The way home only: the sum at home is part of the dense span, which makes one of its terms.
 static SpanCost back_combine(const Sizes *z)
 {
     SpanCost rows = combine(z);
-    rows.memory_bytes = z->b * z->h * z->r;
+    rows.memory_bytes = z->local ? 0 : z->b * z->h * z->r;
     return rows;
+}
+
+// Bytes of expert rows that a rank adds up at home: its own where it is alone, else about as many
+// as it sent home to others.
+static double home_bytes(const Sizes *z)
+{
+    return z->local ? z->b * z->h * z->r : (double)z->traffic.combine_wire_bytes;
 }
 
 static SpanCost back_dense(const Sizes *z)
@@ -109,7 +118,7 @@ static SpanCost back_dense(const Sizes *z)
         cost = add(cost, gradient(z, z->t, 1, 2 * z->shared, z->h));
         cost = add(cost, gradient(z, z->t, 1, z->h, z->shared));
     }
-    cost.memory_bytes += z->t * z->h * (sizeof(float) + z->b);
+    cost.memory_bytes += z->t * z->h * (sizeof(float) + z->b) + home_bytes(z);
     return cost;
 }
 
@@ -146,6 +155,7 @@ static Sizes sizes_of(const Moe *moe, const EpTraffic *traffic)
                    .shared = (double)s->config.shared_inner,
                    .b = (double)dtype_bytes(s->config.dtype, 1),
                    .k = s->config.top_k,
+                   .local = ep_transport(moe->ep) == EP_LOCAL,
                    .traffic = *traffic};
 }
 

@@ -2,6 +2,7 @@
 #include "experiments/model/moe_timing.h"
 #include "experiments/model/moe_cost.h"
 #include "harness/progress.h"
+#include "parallel/peer.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -18,28 +19,64 @@ static double now_s(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// Collective. Bytes per second that leave this rank in an all-to-all of large pieces; the slowest
-// rank's.
-static double measure_link(const Run *run, Comm world, DeviceKind device, Stream stream)
+// One way to keep every link out of this rank busy, `bytes` to each other rank.
+typedef struct LinkWay {
+    Comm world;
+    Peer *peer; // NULL: all-to-all of the communication library; else copies into peer memory
+    char *send, *receive;
+    uint64_t bytes;
+} LinkWay;
+
+static void push_once(const LinkWay *way, Stream stream)
 {
-    uint64_t piece = (device == DEVICE_CPU ? LINK_BYTES / 16 : LINK_BYTES) / (uint64_t)world.ranks;
-    Arena *arena = arena_create(MEMORY_DEVICE, device);
-    char *send = arena_push(arena, piece * (uint64_t)world.ranks, MEMORY_SCRATCH);
-    char *receive = arena_push(arena, piece * (uint64_t)world.ranks, MEMORY_SCRATCH);
-    device_fill(send, 0x5a, piece * (uint64_t)world.ranks, stream);
+    if (!way->peer) {
+        comm_all_to_all(way->world, way->send, way->receive, way->bytes, stream);
+        return;
+    }
+    for (int step = 1; step < way->world.ranks; step++) {
+        int to = (way->world.rank + step) % way->world.ranks;
+        device_copy(peer_bases(way->peer)[to], way->send, way->bytes, stream);
+    }
+}
+
+// Collective. Bytes per second that leave this rank while all push; the slowest rank's.
+static double link_rate(const Run *run, const LinkWay *way, DeviceKind device, Stream stream)
+{
     Event begin = event_create(device), end = event_create(device);
     double best = INFINITY;
     for (int round = 0; round < LINK_ROUNDS; round++) {
         run_barrier(run);
         event_record(&begin, stream);
-        comm_all_to_all(world, send, receive, piece, stream);
+        push_once(way, stream);
         event_record(&end, stream);
         best = fmin(best, run_maximum(run, event_seconds(&begin, &end)));
     }
     event_destroy(&begin);
     event_destroy(&end);
+    return (double)way->bytes * (way->world.ranks - 1) / best;
+}
+
+// Collective. The faster of the library's all-to-all and, between GPUs that share memory, the copy
+// engine.
+static double measure_link(const Run *run, Comm world, DeviceKind device, Stream stream)
+{
+    uint64_t all = device == DEVICE_CPU ? LINK_BYTES / 16 : LINK_BYTES;
+    LinkWay way = {.world = world, .bytes = all / (uint64_t)world.ranks};
+    Arena *arena = arena_create(MEMORY_DEVICE, device);
+    way.send = arena_push(arena, all, MEMORY_SCRATCH);
+    way.receive = arena_push(arena, all, MEMORY_SCRATCH);
+    device_fill(way.send, 0x5a, all, stream);
+    double best = link_rate(run, &way, device, stream);
+    char why[256];
+    way.peer =
+        device == DEVICE_CPU ? NULL : peer_create(world, PEER_IPC, way.bytes, why, sizeof why);
+    if (way.peer) {
+        best = fmax(best, link_rate(run, &way, device, stream));
+        run_barrier(run);
+        peer_destroy(way.peer);
+    }
     arena_destroy(arena);
-    return (double)piece * (world.ranks - 1) / best;
+    return best;
 }
 
 DeviceCeilings moe_ceilings(const Run *run, Comm world, DeviceKind device, Stream stream)
