@@ -6,6 +6,7 @@
 // so losses, gradients and updated parameters must agree bit for bit; where tp divides products
 // their sums are reordered, and a bound holds. What differs is looked at by the layout oracle
 // (model/lm_oracle.h), which names the classic causes.
+#include "experiments/model/lm_explain.h"
 #include "experiments/model/lm_oracle.h"
 #include "experiments/model/lm_reference.h"
 #include "harness/command.h"
@@ -31,7 +32,7 @@ typedef struct Params {
     int64_t layers, dim, hidden, vocab, experts, top_k, steps, accumulate, align, seed;
     double lr, momentum, weight_decay, clip, balance;
     int mode, dtype, wire, optimizer, device, plant;
-    bool sequence_parallel, exact, check, json, force;
+    bool sequence_parallel, explain, exact, check, json, force;
 } Params;
 
 #define FIELD(name) offsetof(Params, name)
@@ -77,6 +78,9 @@ static const Option options[] = {
      .doc = "where to run; auto takes a GPU when every rank has one"},
     {"align", OPTION_INT, FIELD(align), "8", 1, 4096,
      .doc = "rows of an expert are padded to a multiple"},
+    {"explain", OPTION_SWITCH, FIELD(explain), "no",
+     .doc = "say placements, collectives, bytes and memory of --mesh, whatever its ranks; run "
+            "nothing"},
     {"exact", OPTION_SWITCH, FIELD(exact), "yes",
      .doc = "one order of sums in dispatch and combine on every mesh"},
     {"check", OPTION_SWITCH, FIELD(check), "yes", .doc = "compare with a 1-rank reference"},
@@ -106,6 +110,7 @@ typedef struct Job {
     Stream stream;
     LmTrainer *trainer;
     LmResult ours;
+    uint64_t sent[LM_TRAFFIC_KINDS]; // by this rank in all steps
     ResultWriter *writer;
     bool good;
 } Job;
@@ -199,7 +204,41 @@ static bool read_layout(Job *job, const Mesh *mesh, Error *error)
     return true;
 }
 
-static void set_up_problem(Job *job)
+// The ranks that a mesh with nothing left open asks for; the job's own otherwise.
+static int ranks_of_mesh(const char *text, int ranks)
+{
+    int64_t product = 1;
+    if (strchr(text, '*'))
+        return ranks;
+    for (const char *at = strchr(text, '='); at; at = strchr(at + 1, '=')) {
+        product *= strtol(at + 1, NULL, 10);
+        if (product < 1 || product > 1 << 20)
+            return ranks;
+    }
+    return (int)product;
+}
+
+// Collective. Placements and costs of a mesh that need not be there.
+static int explain(Job *job)
+{
+    Error error = {0};
+    Mesh mesh;
+    int ranks = ranks_of_mesh(job->mesh_text, job->run->ranks);
+    if (mesh_parse(job->mesh_text, ranks, &mesh, &error)) {
+        mesh.world.ranks = ranks;
+        read_layout(job, &mesh, &error);
+    }
+    run_agree(job->run, &error);
+    if (job->run->rank == 0)
+        lm_explain(&job->layout, &job->training, job->params->exact, job->params->json);
+    lm_layout_destroy(&job->layout);
+    lm_parameters_destroy(&job->list);
+    plan_destroy(&job->plan);
+    return EXIT_CODE_GOOD;
+}
+
+// Collective. Options that need no mesh.
+static void read_request(Job *job)
 {
     const Params *p = job->params;
     Error error = {0};
@@ -213,6 +252,12 @@ static void set_up_problem(Job *job)
         plan_read(p->plan, &job->plan, &error);
     run_agree(job->run, &error);
     snprintf(job->mesh_text, sizeof job->mesh_text, "%s", p->mesh ? p->mesh : mode_mesh[p->mode]);
+}
+
+static void set_up_problem(Job *job)
+{
+    const Params *p = job->params;
+    Error error = {0};
     Mesh parsed;
     if (mesh_parse(job->mesh_text, job->run->ranks, &parsed, &error))
         read_layout(job, &parsed, &error);
@@ -251,6 +296,10 @@ static void train(Job *job)
         LmStepResult result = lm_trainer_step(job->trainer, step, job->stream);
         job->ours.loss[step] = result.loss;
         job->ours.norm[step] = result.norm;
+        uint64_t sent[LM_TRAFFIC_KINDS];
+        lm_trainer_take_traffic(job->trainer, sent);
+        for (int kind = 0; kind < LM_TRAFFIC_KINDS; kind++)
+            job->sent[kind] += sent[kind];
         if (check && step == 0)
             lm_gather_whole(job->run, job->trainer, fsdp_gradients(fsdp), &job->ours.first_gradient,
                             job->stream);
@@ -260,6 +309,68 @@ static void train(Job *job)
     }
     if (check)
         lm_gather_whole(job->run, job->trainer, fsdp_values(fsdp), &job->ours.values, job->stream);
+}
+
+// What a rank sent or holds against what --explain says of it; the first rank that differs speaks.
+typedef struct CostDifference {
+    bool differs;
+    char detail[160];
+} CostDifference;
+
+static void expect_same(CostDifference *d, const char *what, double counted, double explained)
+{
+    if (d->differs || counted == explained)
+        return;
+    d->differs = true;
+    snprintf(d->detail, sizeof d->detail, "%s: %.0f bytes counted, %.0f explained", what, counted,
+             explained);
+}
+
+static CostDifference compare_cost(const Job *job)
+{
+    CostDifference d = {0};
+    LmCost cost = lm_cost(&job->layout, &job->training, job->params->exact);
+    double steps = job->training.steps;
+    for (int kind = 0; kind < LM_TRAFFIC_KINDS; kind++)
+        if (kind != LM_TRAFFIC_DISPATCH)
+            expect_same(&d, lm_traffic_name((LmTrafficKind)kind), (double)job->sent[kind],
+                        steps * (double)cost.sent[kind]);
+    double dispatched = (double)job->sent[LM_TRAFFIC_DISPATCH];
+    bool peers = job->device == DEVICE_CUDA; // rows stored into peer memory pass no Comm
+    if (!peers &&
+        (dispatched < steps * cost.dispatch_least || dispatched > steps * cost.dispatch_most))
+        expect_same(&d, "dispatch beyond least and most", dispatched, steps * cost.dispatch_most);
+    const MemoryCategory held[] = {MEMORY_PARAMETERS, MEMORY_GRADIENTS, MEMORY_OPTIMISER,
+                                   MEMORY_ACTIVATIONS};
+    for (size_t i = 0; i < COUNT_OF(held); i++)
+        if (held[i] != MEMORY_ACTIVATIONS || !lm_is_moe(&job->config))
+            expect_same(&d, memory_category_name(held[i]),
+                        (double)arena_peak_bytes(job->arena, held[i]), (double)cost.held[held[i]]);
+    return d;
+}
+
+// Collective(all ranks).
+static void check_cost(Job *job)
+{
+    CostDifference mine = compare_cost(job);
+    CostDifference *all = calloc((size_t)job->run->ranks, sizeof(*all));
+    CHECK(all != NULL, EXIT_CODE_HARDWARE, "use --no-check", "no memory for %d ranks",
+          job->run->ranks);
+    run_gather(job->run, &mine, sizeof mine, all);
+    ResultCheck check = {.error = NAN, .bound = NAN, .good = true, .verdict = "equal"};
+    snprintf(check.name, sizeof check.name, "bytes and memory as explained");
+    snprintf(check.detail, sizeof check.detail, "on %d rank%s", job->run->ranks,
+             job->run->ranks == 1 ? "" : "s");
+    for (int rank = job->run->ranks - 1; rank >= 0 && job->run->rank == 0; rank--)
+        if (all[rank].differs) {
+            check.good = false;
+            snprintf(check.verdict, sizeof check.verdict, "differs");
+            snprintf(check.detail, sizeof check.detail, "rank %d, %s", rank, all[rank].detail);
+        }
+    free(all);
+    if (job->run->rank == 0)
+        result_add_check(job->writer, &check);
+    job->good = job->good && check.good;
 }
 
 // Local on rank 0.
@@ -327,6 +438,9 @@ static int run_parallelisms(Run *run, const void *params, const OptionPositional
 {
     (void)positionals;
     Job job = {.run = run, .params = params, .good = true};
+    read_request(&job);
+    if (job.params->explain)
+        return explain(&job);
     set_up_problem(&job);
     LmTrainerSettings settings = trainer_settings(&job);
     job.trainer = lm_trainer_create(&settings);
@@ -335,6 +449,8 @@ static int run_parallelisms(Run *run, const void *params, const OptionPositional
     train(&job);
     if (run->rank == 0 && job.params->check)
         check_against_one_rank(&job);
+    if (job.params->check)
+        check_cost(&job);
     result_writer_finish(job.writer);
     if (run->rank == 0)
         result_show(result_of(job.writer), job.params->json);

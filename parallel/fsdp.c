@@ -57,7 +57,7 @@ static uint64_t larger(uint64_t a, uint64_t b)
 static void push_scratch(Fsdp *fsdp)
 {
     const FsdpSettings *s = &fsdp->settings;
-    uint64_t scratch = 0, cast = 0, summed = 0;
+    uint64_t scratch = 0;
     for (int u = 0; u < s->units; u++)
         for (int g = 0; g < FSDP_GROUPS; g++) {
             int64_t shard = fsdp->plan.unit[u].bucket[g].shard;
@@ -66,19 +66,18 @@ static void push_scratch(Fsdp *fsdp)
                 larger(scratch, ordered_scatter_scratch_bytes(group.shard, shard, s->wire_dtype));
             scratch =
                 larger(scratch, ordered_reduce_scratch_bytes(group.replica, shard, s->wire_dtype));
-            cast = larger(cast, bytes_of(s->param_dtype, shard));
-            summed = larger(summed, bytes_of(DTYPE_F32, shard));
         }
     for (int i = 0; i < s->parameters; i++) {
         const FsdpParameter *p = &s->parameter[i];
         if (p->partial)
-            scratch = larger(
-                scratch, ordered_reduce_scratch_bytes(s->partial, p->rows * p->columns, DTYPE_F32));
+            scratch = larger(scratch,
+                             ordered_reduce_scratch_bytes(s->partial, fsdp_elements(p), DTYPE_F32));
     }
     fsdp->scratch = push(fsdp, scratch, MEMORY_COMMUNICATION);
-    fsdp->summed = push(fsdp, summed, MEMORY_GRADIENTS);
+    fsdp->summed = push(fsdp, bytes_of(DTYPE_F32, fsdp->plan.shard_max), MEMORY_GRADIENTS);
     if (s->param_dtype != DTYPE_F32)
-        fsdp->cast = push(fsdp, cast, MEMORY_COMMUNICATION);
+        fsdp->cast =
+            push(fsdp, bytes_of(s->param_dtype, fsdp->plan.shard_max), MEMORY_COMMUNICATION);
 }
 
 Fsdp *fsdp_create(const FsdpSettings *settings)
@@ -103,7 +102,8 @@ Fsdp *fsdp_create(const FsdpSettings *settings)
     fsdp->kept = push(fsdp, bytes_of(dtype, plan->kept), MEMORY_PARAMETERS);
     fsdp->staging = push(fsdp, plan->staged_bytes_max, MEMORY_PARAMETERS);
     fsdp->gradients = push(fsdp, memory.shard_bytes, MEMORY_GRADIENTS);
-    fsdp->full_gradients = push(fsdp, memory.gradient_bytes - memory.shard_bytes, MEMORY_GRADIENTS);
+    int64_t full_gradients = settings->accumulates ? plan->full : plan->full_max;
+    fsdp->full_gradients = push(fsdp, bytes_of(DTYPE_F32, full_gradients), MEMORY_GRADIENTS);
     fsdp->send = push(fsdp, plan->send_bytes_max, MEMORY_COMMUNICATION);
     push_scratch(fsdp);
     fsdp->gather = stream_create(settings->device);
@@ -232,9 +232,10 @@ static void place_rows(Fsdp *fsdp, int index, Stream stream)
         Shard rows = shard_of(p->rows, ranks, rank);
         const char *from = fsdp->staging + bucket->staged_bytes +
                            bytes_of(s->param_dtype, rank * bucket->shard + place->shard);
-        if (rows.count * p->columns > 0)
-            device_copy(to + bytes_of(s->param_dtype, rows.first * p->columns), from,
-                        bytes_of(s->param_dtype, rows.count * p->columns), stream);
+        uint64_t bytes = bytes_of(s->param_dtype, rows.count * p->columns);
+        for (int64_t block = 0; block < p->outer && bytes > 0; block++, from += bytes)
+            device_copy(to + bytes_of(s->param_dtype, (block * p->rows + rows.first) * p->columns),
+                        from, bytes, stream);
     }
     if (p->room_rows > p->rows)
         device_fill(to + bytes_of(s->param_dtype, p->rows * p->columns), 0,
@@ -283,15 +284,16 @@ static void pack_gradient(Fsdp *fsdp, int index, char *send, Stream stream)
     int ranks = s->group[p->group].shard.ranks;
     for (int rank = 0; rank < ranks; rank++) {
         Shard rows = shard_of(p->rows, ranks, rank);
-        int64_t count = rows.count * p->columns, all = place->shard_rows * p->columns;
+        int64_t count = rows.count * p->columns, all = p->outer * place->shard_rows * p->columns;
         char *to = send + bytes_of(s->wire_dtype, rank * bucket->shard + place->shard);
-        if (count > 0)
+        for (int64_t block = 0; block < p->outer && count > 0; block++)
             cast_copy(&(CastCopy){.count = count,
                                   .from_dtype = DTYPE_F32,
                                   .to_dtype = s->wire_dtype,
-                                  .from = gradient + rows.first * p->columns,
-                                  .to = to},
+                                  .from = gradient + (block * p->rows + rows.first) * p->columns,
+                                  .to = to + bytes_of(s->wire_dtype, block * count)},
                       stream);
+        count *= p->outer;
         if (all > count)
             device_fill(to + bytes_of(s->wire_dtype, count), 0,
                         bytes_of(s->wire_dtype, all - count), stream);
@@ -334,7 +336,7 @@ void fsdp_reduce(Fsdp *fsdp, int unit, bool last, Stream stream)
         const FsdpParameter *p = &s->parameter[i];
         if (p->partial)
             ordered_all_reduce(&(OrderedReduce){.comm = s->partial,
-                                                .count = p->rows * p->columns,
+                                                .count = fsdp_elements(p),
                                                 .wire = DTYPE_F32,
                                                 .values = fsdp_gradient(fsdp, i),
                                                 .scratch = fsdp->scratch},

@@ -20,11 +20,14 @@
 
 typedef struct FsdpParameter {
     int unit, group;
-    int64_t rows, columns; // what this rank's group divides
-    int64_t room_rows;     // rows of the gathered copy, >= rows; those beyond are zeros
+    int64_t outer;         // blocks, each divided along its rows; 1 = one matrix
+    int64_t rows, columns; // of a block: what the group divides
+    int64_t room_rows;     // rows of the gathered copy, >= rows; those beyond are zeros (outer 1)
     bool joined;           // stands directly behind the parameter before it in the gathered copy
     bool partial;          // the gradient is a term of a sum over the `partial` ranks
 } FsdpParameter;
+
+int64_t fsdp_elements(const FsdpParameter *parameter); // Local. Without room
 
 enum { FSDP_GROUPS = 2 };
 typedef struct FsdpGroup {
@@ -69,6 +72,7 @@ typedef struct FsdpPlace {
 typedef struct FsdpPlan {
     int64_t flat, full, kept; // sums over units
     int64_t full_max;         // largest unit
+    int64_t shard_max;        // largest bucket's part
     uint64_t staged_bytes_max, send_bytes_max;
     FsdpUnit *unit;   // [units]
     FsdpPlace *place; // [parameters]
@@ -82,6 +86,7 @@ typedef struct FsdpTraffic {
     uint64_t regather_bytes;            // backward after a reshard K, over `kept`
     uint64_t scatter_bytes[FSDP_GROUPS], replica_bytes[FSDP_GROUPS];
     uint64_t partial_bytes;
+    int partial_calls;
 } FsdpTraffic;
 FsdpTraffic fsdp_traffic(const FsdpSettings *settings, const FsdpPlan *plan, int unit); // Local
 typedef struct FsdpMemory {

@@ -18,21 +18,27 @@ static uint64_t larger(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
+int64_t fsdp_elements(const FsdpParameter *p)
+{
+    return p->outer * p->rows * p->columns;
+}
+
 static void place_parameter(const FsdpSettings *settings, FsdpPlan *plan, int index)
 {
     const FsdpParameter *p = &settings->parameter[index];
     Comm shard = settings->group[p->group].shard;
     FsdpUnit *unit = &plan->unit[p->unit];
     FsdpPlace *place = &plan->place[index];
-    CHECK_RULE(p->room_rows >= p->rows);
+    CHECK_RULE(p->outer >= 1 && p->room_rows >= p->rows);
+    CHECK_RULE(p->outer == 1 || p->room_rows == p->rows);
     Shard mine = shard_of(p->rows, shard.ranks, shard.rank);
     place->shard_rows = shard_size(p->rows, shard.ranks);
     place->first_row = mine.first;
     place->rows = mine.count;
     place->shard = unit->bucket[p->group].shard;
-    unit->bucket[p->group].shard += place->shard_rows * p->columns;
+    unit->bucket[p->group].shard += p->outer * place->shard_rows * p->columns;
     place->full = p->joined ? unit->full : round_up(unit->full, ALIGN_ELEMENTS);
-    unit->full = place->full + p->room_rows * p->columns;
+    unit->full = place->full + p->outer * p->room_rows * p->columns;
     if (unit->count++ == 0)
         unit->first = index;
 }
@@ -46,6 +52,7 @@ static void finish_unit(const FsdpSettings *settings, FsdpPlan *plan, FsdpUnit *
         FsdpBucket *bucket = &unit->bucket[g];
         bucket->flat = plan->flat;
         plan->flat += bucket->shard;
+        plan->shard_max = bucket->shard > plan->shard_max ? bucket->shard : plan->shard_max;
         bucket->staged_bytes = (int64_t)unit->staged_bytes;
         int64_t all = bucket->shard * settings->group[g].shard.ranks;
         unit->staged_bytes += (dtype_bytes(settings->param_dtype, (uint64_t)all) + 255) / 256 * 256;
@@ -108,9 +115,11 @@ FsdpTraffic fsdp_traffic(const FsdpSettings *settings, const FsdpPlan *plan, int
                                  (uint64_t)(settings->kept.ranks - 1);
     for (int i = unit->first; i < unit->first + unit->count; i++) {
         const FsdpParameter *p = &settings->parameter[i];
-        if (p->partial)
-            traffic.partial_bytes +=
-                ordered_reduce_wire_bytes(settings->partial, p->rows * p->columns, DTYPE_F32);
+        if (!p->partial)
+            continue;
+        traffic.partial_calls++;
+        traffic.partial_bytes +=
+            ordered_reduce_wire_bytes(settings->partial, fsdp_elements(p), DTYPE_F32);
     }
     return traffic;
 }
@@ -126,6 +135,7 @@ FsdpMemory fsdp_memory(const FsdpSettings *settings, const FsdpPlan *plan)
     memory.largest_bytes =
         larger(plan->staged_bytes_max, dtype_bytes(dtype, (uint64_t)plan->full_max));
     int64_t gradients = settings->accumulates ? plan->full : plan->full_max;
-    memory.gradient_bytes = dtype_bytes(DTYPE_F32, (uint64_t)(gradients + plan->flat));
+    memory.gradient_bytes =
+        dtype_bytes(DTYPE_F32, (uint64_t)(gradients + plan->flat + plan->shard_max));
     return memory;
 }

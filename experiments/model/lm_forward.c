@@ -203,13 +203,15 @@ static void head(Lm *lm, Stream stream)
                                                .row_sum = lm->row_sum + range.first,
                                                .target_logit = lm->target_logit + range.first,
                                                .targets = targets + range.first,
-                                               .totals = lm->totals + part * CROSS_ENTROPY_TOTALS},
+                                               .totals = lm->totals + part * CROSS_ENTROPY_TOTALS,
+                                               .accumulate = lm->again},
                            stream);
     }
 }
 
-void lm_forward(Lm *lm, Stream stream)
+void lm_forward(Lm *lm, bool again, Stream stream)
 {
+    lm->again = again;
     const LmStore *store = &lm->settings.store;
     int units = config_of(lm)->layers + 2;
     for (int unit = 0; unit < units; unit++) {

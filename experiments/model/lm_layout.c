@@ -271,14 +271,24 @@ DTensor lm_gathered(const LmLayout *l, int parameter)
                         &l->parameters->parameter[parameter].whole, placement);
 }
 
+// FSDP divides rows; those inside experts where there are fewer experts than ranks (as torchtitan).
+static int fsdp_dim(const LmLayout *l, int parameter)
+{
+    if (lm_group(l, parameter) == LM_DENSE)
+        return 0;
+    return shard_size(l->config->moe.experts, l->experts.ranks) < l->experts_shard.ranks ? 1 : 0;
+}
+
 DTensor lm_shard(const LmLayout *l, int parameter)
 {
     Placement placement[MESH_AXES_MAX];
     place_gathered(l, parameter, placement);
     const Mesh *view = &l->view[lm_group(l, parameter)];
-    bool behind = placement[2].kind == PLACEMENT_SHARD && placement[2].dim == 0;
-    int pieces = behind ? view->ranks[2] : 1;
-    placement[1] = pieces > 1 ? placement_strided(0, pieces) : placement_shard(0);
+    int dim = fsdp_dim(l, parameter), pieces = 1;
+    for (int axis = 2; axis < view->axes; axis++)
+        if (placement[axis].kind == PLACEMENT_SHARD && placement[axis].dim == dim)
+            pieces *= view->ranks[axis];
+    placement[1] = pieces > 1 ? placement_strided(dim, pieces) : placement_shard(dim);
     return dtensor_make(view, &l->parameters->parameter[parameter].whole, placement);
 }
 
@@ -343,14 +353,19 @@ FsdpParameter *lm_fsdp_parameters(const LmLayout *l)
     for (int i = 0; i < list->count; i++) {
         const LmParameter *p = &list->parameter[i];
         DTensor part = lm_gathered(l, i);
-        int64_t rows = part.local.shape[0], columns = 1;
-        for (int d = 1; d < part.local.rank; d++)
-            columns *= part.local.shape[d];
+        int dim = fsdp_dim(l, i);
+        int64_t size[3] = {1, part.local.shape[dim], 1}; // blocks, rows, columns
+        for (int d = 0; d < part.local.rank; d++)
+            if (d != dim)
+                size[d < dim ? 0 : 2] *= part.local.shape[d];
+        // No block is no row of one block.
+        bool none = size[0] == 0;
         out[i] = (FsdpParameter){.unit = p->unit,
                                  .group = lm_group(l, i),
-                                 .rows = rows,
-                                 .columns = columns,
-                                 .room_rows = rows,
+                                 .outer = none ? 1 : size[0],
+                                 .rows = none ? 0 : size[1],
+                                 .columns = size[2],
+                                 .room_rows = none ? 0 : size[1],
                                  .joined = p->role == LM_UP,
                                  .partial = lm_is_partial(l, i)};
         if (p->role == LM_ROUTER)

@@ -29,10 +29,10 @@ typedef struct LmFinding {
 typedef struct LmOracle {
     const LmLayout *layout;
     const LmResult *ours, *theirs;
-    // Below 0: bit for bit. Otherwise two orders of sums: `bound` for what the first step makes, as max
-    // |difference| / max |theirs|; `bound_later` for what follows from it, as |difference| / |theirs|
-    // of whole tensors, since an optimizer that divides by the gradient's size makes any rounding of
-    // a tiny gradient as large as a step.
+    // Below 0: bit for bit. Otherwise two orders of sums: `bound` for what the first step makes, as
+    // max |difference| / max |theirs|; `bound_later` for what follows from it, as |difference| /
+    // |theirs| of whole tensors, since an optimizer that divides by the gradient's size makes any
+    // rounding of a tiny gradient as large as a step.
     double bound, bound_later;
 } LmOracle;
 

@@ -271,8 +271,19 @@ static void add_squares(Reference *r, const float *x, int64_t count, bool accumu
                 r->stream);
 }
 
-// What rank `rank` adds to the sum of squares: the rows it owns. Where tp divides parameters the
-// first rank adds them whole.
+// One rank's shard of a gradient, side by side in r->sum.
+static int64_t collect_shard(Reference *r, const LmLayout *seen, int i)
+{
+    DTensor part = lm_shard(seen, i);
+    int64_t length = part.local.shape[part.local.rank - 1], at = 0;
+    int64_t runs = length > 0 ? lm_runs(&part) : 0;
+    for (int64_t run = 0; run < runs; run++, at += length)
+        device_copy(r->sum + at, r->state.gradients + r->flat_of[i] + lm_run_index(&part, run),
+                    dtype_bytes(DTYPE_F32, (uint64_t)length), r->stream);
+    return at;
+}
+
+// What rank `rank` adds to the sum of squares: the elements it owns.
 static double squares_of_rank(Reference *r, int rank)
 {
     const LmLayout *l = ranks_of(r);
@@ -281,19 +292,9 @@ static double squares_of_rank(Reference *r, int rank)
     double sum = 0;
     device_fill(r->square, 0, sizeof(double), r->stream);
     for (int i = 0; i < l->parameters->count; i++) {
-        DTensor part = lm_shard(&seen, i);
-        int64_t first = 0, count = r->count_of[i];
-        if (l->tp.ranks == 1) {
-            if (!lm_is_owner(l, i, rank))
-                continue;
-            int64_t rows = l->parameters->parameter[i].whole.shape[0];
-            int64_t columns = rows > 0 ? count / rows : 0;
-            first = dtensor_offset(&part, part.mesh->coord, 0) * columns;
-            count = part.local.shape[0] * columns;
-        } else if (rank > 0) {
+        if (!lm_is_owner(l, i, rank))
             continue;
-        }
-        add_squares(r, r->state.gradients + r->flat_of[i] + first, count, accumulate);
+        add_squares(r, r->sum, collect_shard(r, &seen, i), accumulate);
         accumulate = true;
     }
     device_copy(&sum, r->square, sizeof sum, r->stream);
@@ -333,28 +334,24 @@ static void keep(const Reference *r, const float *flat, LmWhole *whole)
     stream_wait(r->stream);
 }
 
-// Each part's losses over the micro-batches, then the parts.
 static double forward_backward(Reference *r, int step, int64_t *counts)
 {
     const LmLayout *l = ranks_of(r);
     const LmTraining *training = r->settings->training;
     int32_t *ids = clear(2 * (size_t)l->tokens, sizeof(int32_t)), *targets = ids + l->tokens;
-    double *of_part = clear((size_t)r->parts, sizeof(double)), loss = 0;
+    double loss = 0;
     for (int micro = 0; micro < training->accumulate; micro++) {
         lm_tokens(l->config, training->seed, lm_first_token(training, l->tokens, step, micro),
                   l->tokens, ids, targets);
         lm_set_tokens(r->lm, ids, targets, r->stream);
-        lm_forward(r->lm, r->stream);
-        for (int part = 0; part < r->parts; part++)
-            of_part[part] += lm_loss_sum(r->lm, part, r->stream);
+        lm_forward(r->lm, micro > 0, r->stream);
         if (counts)
             lm_count_choices(r->lm, counts, r->stream);
         lm_backward(r->lm, micro > 0, r->stream);
     }
     for (int part = 0; part < r->parts; part++)
-        loss += of_part[part];
+        loss += lm_loss_sum(r->lm, part, r->stream);
     free(ids);
-    free(of_part);
     return loss / (double)(l->tokens * training->accumulate);
 }
 

@@ -22,15 +22,27 @@ static void *clear(size_t count, size_t bytes)
     return memory;
 }
 
+// Without an arena the bytes are only counted (lm_memory).
+static void *take(Lm *lm, uint64_t bytes, MemoryCategory category)
+{
+    lm->bytes[category] += bytes;
+    return lm->settings.arena ? arena_push(lm->settings.arena, bytes, category) : NULL;
+}
+
 static void *push_rows(Lm *lm, int64_t rows, int64_t columns)
 {
     uint64_t bytes = dtype_bytes(config_of(lm)->dtype, (uint64_t)(rows * columns));
-    return arena_push(lm->settings.arena, bytes, MEMORY_ACTIVATIONS);
+    return take(lm, bytes, MEMORY_ACTIVATIONS);
 }
 
 static float *push_floats(Lm *lm, int64_t count)
 {
-    return ARENA_PUSH(lm->settings.arena, float, count, MEMORY_ACTIVATIONS);
+    return take(lm, (uint64_t)count * sizeof(float), MEMORY_ACTIVATIONS);
+}
+
+static int32_t *push_words(Lm *lm, int64_t count)
+{
+    return take(lm, (uint64_t)count * sizeof(int32_t), MEMORY_ACTIVATIONS);
 }
 
 static void make_ranges(Lm *lm, Stream stream)
@@ -50,11 +62,14 @@ static void make_ranges(Lm *lm, Stream stream)
         }
         CHECK_RULE(first == rows);
         host[2 * s->parts + 1] = (int32_t)rows;
-        uint64_t words = 2 * (uint64_t)s->parts + 2;
-        int32_t *device = ARENA_PUSH(s->arena, int32_t, words, MEMORY_ACTIVATIONS);
-        device_copy(device, host, words * sizeof(int32_t), stream);
+        int64_t words = 2 * s->parts + 2;
+        int32_t *device = push_words(lm, words);
+        if (s->arena)
+            device_copy(device, host, (uint64_t)words * sizeof(int32_t), stream);
         stream_wait(stream);
         free(host);
+        if (!device)
+            continue;
         lm->part_first[kind] = device;
         lm->part_rows[kind] = device + s->parts + 1;
         lm->all_first[kind] = device + s->parts; // 0
@@ -86,6 +101,10 @@ static void make_moe(Lm *lm, int layer, LmBlock *block)
     int64_t *tokens = clear((size_t)s->parts, sizeof(int64_t));
     block->moe = clear((size_t)s->groups, sizeof(Moe *));
     block->expert_bias = push_floats(lm, config_of(lm)->moe.experts);
+    if (!s->arena) {
+        free(tokens);
+        return;
+    }
     for (int group = 0; group < s->groups; group++) {
         int parts;
         int64_t count = group_tokens(lm, group, tokens, &parts);
@@ -148,7 +167,6 @@ static void make_scratch(Lm *lm)
 {
     const LmSettings *s = &lm->settings;
     const LmConfig *c = config_of(lm);
-    Arena *arena = s->arena;
     int64_t rows = lm->all_padded, inner = 0;
     for (int layer = 0; layer < c->layers; layer++)
         inner = lm->block[layer].inner > inner ? lm->block[layer].inner : inner;
@@ -161,14 +179,15 @@ static void make_scratch(Lm *lm)
     lm->logits = push_rows(lm, rows, lm->vocab_count);
     lm->row_max = push_floats(lm, rows);
     lm->row_sum = push_floats(lm, 2 * rows);
-    lm->totals = ARENA_PUSH(arena, double, s->parts *CROSS_ENTROPY_TOTALS, MEMORY_ACTIVATIONS);
-    lm->norm_scratch =
-        arena_push(arena, rms_norm_backward_scratch_bytes(rows, c->dim), MEMORY_SCRATCH);
+    uint64_t totals_bytes = (uint64_t)s->parts * CROSS_ENTROPY_TOTALS * sizeof(double);
+    lm->totals = take(lm, totals_bytes, MEMORY_ACTIVATIONS);
+    lm->norm_scratch = take(lm, rms_norm_backward_scratch_bytes(rows, c->dim), MEMORY_SCRATCH);
     lm->embedding_scratch =
-        arena_push(arena, embedding_backward_scratch_bytes(rows, lm->table_count), MEMORY_SCRATCH);
+        take(lm, embedding_backward_scratch_bytes(rows, lm->table_count), MEMORY_SCRATCH);
     if (lm_is_moe(c))
         lm->router_gradient =
-            ARENA_PUSH(arena, float, s->parts *moe_router_rows(&c->moe) * c->dim, MEMORY_GRADIENTS);
+            take(lm, (uint64_t)(s->parts * moe_router_rows(&c->moe) * c->dim) * sizeof(float),
+                 MEMORY_SCRATCH);
     if (s->parts > 1) {
         lm->group_x = push_rows(lm, s->tokens, c->dim);
         lm->group_y = push_rows(lm, s->tokens, c->dim);
@@ -176,7 +195,7 @@ static void make_scratch(Lm *lm)
     uint64_t bytes = ordered_scatter_scratch_bytes(s->tp, lm->rows_padded * c->dim, DTYPE_F32);
     bytes = larger(bytes, ordered_reduce_scratch_bytes(s->tp, s->tokens * c->dim, DTYPE_F32));
     bytes = larger(bytes, ordered_reduce_scratch_bytes(s->tp, 2 * s->tokens, DTYPE_F32));
-    lm->tp_scratch = arena_push(arena, bytes, MEMORY_COMMUNICATION);
+    lm->tp_scratch = take(lm, bytes, MEMORY_COMMUNICATION);
 }
 
 Lm *lm_create(const LmSettings *settings)
@@ -198,13 +217,13 @@ Lm *lm_create(const LmSettings *settings)
     lm->table_first = dtensor_offset(&table, table.mesh->coord, 0);
     Stream stream = stream_create(settings->device);
     make_ranges(lm, stream);
-    lm->ids = ARENA_PUSH(settings->arena, int32_t, lm->all_padded, MEMORY_ACTIVATIONS);
-    lm->targets = ARENA_PUSH(settings->arena, int32_t, lm->all_padded, MEMORY_ACTIVATIONS);
+    lm->ids = push_words(lm, lm->all_padded);
+    lm->targets = push_words(lm, lm->all_padded);
     lm->block = clear((size_t)c->layers + 1, sizeof(LmBlock));
     for (int layer = 0; layer <= c->layers; layer++)
         make_block(lm, layer);
     make_scratch(lm);
-    for (int layer = 0; layer < c->layers && lm_is_moe(c); layer++)
+    for (int layer = 0; layer < c->layers && lm_is_moe(c) && settings->arena; layer++)
         device_fill(lm->block[layer].expert_bias, 0, (uint64_t)c->moe.experts * sizeof(float),
                     stream);
     stream_wait(stream);
@@ -226,6 +245,16 @@ void lm_destroy(Lm *lm)
         free(lm->range[kind]);
     free(lm->block);
     free(lm);
+}
+
+void lm_memory(const LmSettings *settings, uint64_t *bytes)
+{
+    LmSettings counting = *settings;
+    counting.arena = NULL;
+    Lm *lm = lm_create(&counting);
+    for (int category = 0; category < MEMORY_CATEGORIES; category++)
+        bytes[category] = lm->bytes[category];
+    lm_destroy(lm);
 }
 
 const Moe *lm_moe(const Lm *lm, int layer)

@@ -41,12 +41,18 @@ typedef struct Lm Lm;
 Lm *lm_create(const LmSettings *settings); // Collective(experts). Owner: the caller
 void lm_destroy(Lm *lm);                   // Collective(experts)
 
+// Local. Bytes that lm_create would push with these settings, [MEMORY_CATEGORIES], but for what the
+// expert layers push themselves; communicators need only ranks.
+void lm_memory(const LmSettings *settings, uint64_t *bytes);
+
 // Enqueues(stream). The tokens of the next forward, host arrays [tokens].
 void lm_set_tokens(Lm *lm, const int32_t *ids, const int32_t *targets, Stream stream);
-// Collective(tp, experts), Enqueues(stream). `again`: gradients are added to what is there.
-void lm_forward(Lm *lm, Stream stream);
+// Collective(tp, experts), Enqueues(stream). `again`: losses and gradients are added to what is
+// there.
+void lm_forward(Lm *lm, bool again, Stream stream);
 void lm_backward(Lm *lm, bool again, Stream stream);
-// Waits(stream). Sum of the losses of one part's tokens in the last forward.
+// Waits(stream). Sum of the losses of one part's tokens since the last forward that was
+// not `again`.
 double lm_loss_sum(const Lm *lm, int part, Stream stream);
 // Waits(stream). Adds to counts [layers][experts] how many of this rank's tokens chose each expert.
 void lm_count_choices(const Lm *lm, int64_t *counts, Stream stream);

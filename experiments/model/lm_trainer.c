@@ -138,13 +138,18 @@ static void *clear(size_t count, size_t bytes)
     return memory;
 }
 
+static int64_t shard_elements(const LmTrainer *t, int parameter)
+{
+    const FsdpParameter *p = &t->parameters[parameter];
+    return p->outer * fsdp_plan(t->fsdp)->place[parameter].rows * p->columns;
+}
+
 static void make_norm(LmTrainer *t)
 {
     Arena *arena = t->settings.arena;
     uint64_t most = 0;
     for (int i = 0; i < t->settings.layout->parameters->count; i++) {
-        const FsdpPlace *place = &fsdp_plan(t->fsdp)->place[i];
-        uint64_t bytes = sum_squares_scratch_bytes(place->rows * t->parameters[i].columns);
+        uint64_t bytes = sum_squares_scratch_bytes(shard_elements(t, i));
         most = bytes > most ? bytes : most;
     }
     t->square =
@@ -295,14 +300,13 @@ static double clip(LmTrainer *t, Stream stream)
     for (int i = 0; i < l->parameters->count; i++) {
         if (!all_count && !lm_is_owner(l, i, world.rank))
             continue;
-        sum_squares(
-            &(SumSquares){.count = fsdp_plan(t->fsdp)->place[i].rows * t->parameters[i].columns,
-                          .dtype = DTYPE_F32,
-                          .x = t->state.gradients + fsdp_shard_offset(t->fsdp, i),
-                          .sum = t->square,
-                          .accumulate = accumulate,
-                          .scratch = t->square_scratch},
-            stream);
+        sum_squares(&(SumSquares){.count = shard_elements(t, i),
+                                  .dtype = DTYPE_F32,
+                                  .x = t->state.gradients + fsdp_shard_offset(t->fsdp, i),
+                                  .sum = t->square,
+                                  .accumulate = accumulate,
+                                  .scratch = t->square_scratch},
+                    stream);
         accumulate = true;
     }
     double *all = clear((size_t)world.ranks, sizeof(double)), sum = 0;
@@ -344,7 +348,6 @@ LmStepResult lm_trainer_step(LmTrainer *t, int step, Stream stream)
     const LmTraining *training = t->settings.training;
     const LmLayout *l = t->settings.layout;
     bool balances = training->balance > 0 && lm_is_moe(l->config);
-    double loss = 0;
     fsdp_step_begin(t->fsdp, stream);
     for (int micro = 0; micro < training->accumulate; micro++) {
         int64_t first = lm_first_token(training, l->tokens, step, micro) +
@@ -352,8 +355,7 @@ LmStepResult lm_trainer_step(LmTrainer *t, int step, Stream stream)
         lm_tokens(l->config, training->seed, first, t->tokens, t->ids, t->targets);
         lm_set_tokens(t->lm, t->ids, t->targets, stream);
         t->last_micro = micro == training->accumulate - 1;
-        lm_forward(t->lm, stream);
-        loss += lm_loss_sum(t->lm, 0, stream);
+        lm_forward(t->lm, micro > 0, stream);
         if (balances)
             lm_count_choices(t->lm, t->counts, stream);
         lm_backward(t->lm, micro > 0, stream);
@@ -366,6 +368,6 @@ LmStepResult lm_trainer_step(LmTrainer *t, int step, Stream stream)
     if (balances)
         balance(t, stream);
     stream_wait(stream);
-    result.loss = sum_loss(t, loss);
+    result.loss = sum_loss(t, lm_loss_sum(t->lm, 0, stream));
     return result;
 }
