@@ -87,6 +87,12 @@ static bool name_copies(const Pair *pair, char *cause, size_t bytes)
     return true;
 }
 
+static void append(char *text, size_t bytes, const char *between, const char *what)
+{
+    size_t used = strlen(text);
+    snprintf(text + used, bytes - used, "%s%s", used ? between : "", what);
+}
+
 // k times the reference: which axes have that extent?
 static bool name_factor(const Pair *pair, char *cause, size_t bytes)
 {
@@ -96,75 +102,81 @@ static bool name_factor(const Pair *pair, char *cause, size_t bytes)
     if (fabs(k - 1) <= RATIO_ALARM ||
         misfit(pair->ours, k, pair->theirs, pair->count) > FIT * fabs(k))
         return false;
+    char large[96] = "", small[96] = "";
     for (int members = 1; members < 1 << mesh->axes; members++) {
         char axes[64] = "";
         double extent = 1;
         for (int axis = 0; axis < mesh->axes; axis++)
-            if (members >> axis & 1 && mesh->ranks[axis] > 1) {
-                size_t used = strlen(axes);
-                snprintf(axes + used, sizeof axes - used, "%s%s", used ? "*" : "",
-                         mesh->name[axis]);
+            if (members >> axis & 1) {
+                append(axes, sizeof axes, "*", mesh->name[axis]);
                 extent *= mesh->ranks[axis];
+                if (mesh->ranks[axis] == 1)
+                    extent = NAN; // an axis of one rank explains nothing
             }
-        if (extent == 1)
-            continue;
-        if (fabs(k / extent - 1) < RATIO_ALARM) {
-            snprintf(cause, bytes, "%.0f times too large: off by %s (summed twice, or not divided)",
-                     extent, axes);
-            return true;
-        }
-        if (fabs(k * extent - 1) < RATIO_ALARM) {
-            snprintf(cause, bytes, "%.0f times too small: off by %s (divided, or not summed)",
-                     extent, axes);
-            return true;
-        }
+        if (fabs(k / extent - 1) < RATIO_ALARM)
+            append(large, sizeof large, " or ", axes);
+        if (fabs(k * extent - 1) < RATIO_ALARM)
+            append(small, sizeof small, " or ", axes);
     }
-    snprintf(cause, bytes, "%.6g times the reference, which is no extent of the mesh", k);
+    if (large[0])
+        snprintf(cause, bytes, "%.0f times too large: off by %s (summed twice, or not divided)", k,
+                 large);
+    else if (small[0])
+        snprintf(cause, bytes, "%.0f times too small: off by %s (divided, or not summed)", 1 / k,
+                 small);
+    else
+        snprintf(cause, bytes, "%.6g times the reference, which is no extent of the mesh", k);
     return true;
 }
 
 static bool rows_equal(const float *a, const float *b, int64_t columns)
 {
+    float largest = 0;
     for (int64_t i = 0; i < columns; i++)
-        if (!(fabsf(a[i] - b[i]) <= 1e-4f * (fabsf(a[i]) + fabsf(b[i]))))
+        largest = fmaxf(largest, fabsf(b[i]));
+    for (int64_t i = 0; i < columns; i++)
+        if (!(fabsf(a[i] - b[i]) <= 1e-3f * largest))
             return false;
     return true;
 }
 
-static bool is_zero(const float *row, int64_t columns)
+static int64_t count_zero_rows(const float *values, int64_t rows, int64_t columns)
 {
-    for (int64_t i = 0; i < columns; i++)
-        if (row[i] != 0)
-            return false;
-    return true;
+    int64_t zeros = 0;
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t i = 0;
+        while (i < columns && values[row * columns + i] == 0)
+            i++;
+        zeros += i == columns;
+    }
+    return zeros;
 }
 
 static bool name_rows(const Pair *pair, char *cause, size_t bytes)
 {
-    int64_t columns = pair->rows > 0 ? pair->count / pair->rows : 0, moved = 0, zero = 0, lost = 0;
-    if (columns == 0 || pair->rows > ROWS_COMPARED)
+    int64_t rows = pair->rows, columns = rows > 0 ? pair->count / rows : 0, moved = 0, lost = 0;
+    if (columns == 0 || rows > ROWS_COMPARED)
         return false;
-    for (int64_t row = 0; row < pair->rows; row++) {
+    for (int64_t row = 0; row < rows; row++) {
         const float *ours = pair->ours + row * columns;
         if (rows_equal(ours, pair->theirs + row * columns, columns))
             continue;
-        if (is_zero(ours, columns)) {
-            zero++;
-            continue;
-        }
         int64_t from = 0;
-        while (from < pair->rows && !rows_equal(ours, pair->theirs + from * columns, columns))
+        while (from < rows && !rows_equal(ours, pair->theirs + from * columns, columns))
             from++;
-        moved += from < pair->rows;
-        lost += from == pair->rows;
+        moved += from < rows;
+        lost += from == rows;
     }
-    if (moved > 0 && lost == 0 && zero == 0)
+    int64_t zeros =
+        count_zero_rows(pair->ours, rows, columns) - count_zero_rows(pair->theirs, rows, columns);
+    if (zeros > 0 && lost <= zeros)
+        snprintf(cause, bytes,
+                 "padding leaked in: %lld rows of zeros too many, %lld rows displaced",
+                 (long long)zeros, (long long)moved);
+    else if (moved > 0 && lost == 0)
         snprintf(cause, bytes,
                  "rows permuted (%lld of %lld): a strided shard was read or written as a plain one",
-                 (long long)moved, (long long)pair->rows);
-    else if (zero > 0 && lost == 0)
-        snprintf(cause, bytes, "padding leaked in: %lld rows of zeros, %lld rows displaced",
-                 (long long)zero, (long long)moved);
+                 (long long)moved, (long long)rows);
     else
         return false;
     return true;
@@ -233,6 +245,57 @@ void lm_oracle_compare(const LmOracle *oracle, LmSubject subject, LmFinding *fin
     }
 }
 
+static double relative(double a, double b)
+{
+    return a == b || (isnan(a) && isnan(b)) ? 0 : fabs(a - b) / fmax(fabs(b), 1e-30);
+}
+
+static bool agrees(const LmOracle *oracle, int step, double ours, double theirs)
+{
+    if (oracle->bound < 0)
+        return ours == theirs || (isnan(ours) && isnan(theirs));
+    return relative(ours, theirs) <= bound_of(oracle, step == 0);
+}
+
+// Causes that one parameter alone does not show.
+static const char *common_cause(const LmOracle *oracle, const LmFinding *all)
+{
+    const LmResult *ours = oracle->ours, *theirs = oracle->theirs;
+    const LmLayout *l = oracle->layout;
+    int count = l->parameters->count, bad[LM_SUBJECTS] = {0};
+    bool uneven = false;
+    for (int subject = 0; subject < LM_SUBJECTS; subject++)
+        for (int i = 0; i < count; i++)
+            bad[subject] += !all[subject * count + i].good;
+    for (int d = 1; d < l->data.ranks; d++)
+        uneven = uneven || l->tokens_of_data[d] != l->tokens_of_data[0];
+    if (bad[LM_FIRST_GRADIENT] == 0 && !agrees(oracle, 0, ours->norm[0], theirs->norm[0]))
+        return "gradients agree, their norm does not: elements counted twice or not at all across "
+               "meshes";
+    if (bad[LM_FIRST_GRADIENT] == 0 && ours->steps > 1 &&
+        agrees(oracle, 0, ours->loss[0], theirs->loss[0]) &&
+        !agrees(oracle, 1, ours->loss[1], theirs->loss[1]))
+        return "step 1 agrees, the next loss does not: a forward used parameters of an earlier "
+               "step";
+    if (bad[LM_FIRST_GRADIENT] == count && uneven &&
+        agrees(oracle, 0, ours->loss[0], theirs->loss[0]))
+        return "the loss agrees, no gradient does, tokens are uneven: divided by a rank's own "
+               "tokens";
+    return NULL;
+}
+
+// Differences that stand at the beginning: those of the first gradients; where there are none,
+// those of the rest, unless all have one cause.
+static bool is_root(const LmOracle *oracle, const LmFinding *all, int index)
+{
+    int count = oracle->layout->parameters->count, bad = 0;
+    for (int i = 0; i < count; i++)
+        bad += !all[i].good;
+    if (bad > 0)
+        return index < count && !all[index].good;
+    return !all[index].good && !common_cause(oracle, all);
+}
+
 // ---- checks ----
 
 static const char *subject_name(const LmOracle *oracle, LmSubject subject, char *text, size_t bytes)
@@ -261,18 +324,6 @@ static void set_verdict(const LmOracle *oracle, bool first, ResultCheck *check)
                           : "within bound");
 }
 
-static double relative(double a, double b)
-{
-    return a == b || (isnan(a) && isnan(b)) ? 0 : fabs(a - b) / fmax(fabs(b), 1e-30);
-}
-
-static bool agrees(const LmOracle *oracle, int step, double ours, double theirs)
-{
-    if (oracle->bound < 0)
-        return ours == theirs || (isnan(ours) && isnan(theirs));
-    return relative(ours, theirs) <= bound_of(oracle, step == 0);
-}
-
 static ResultCheck check_numbers(const LmOracle *oracle, const char *name, const double *ours,
                                  const double *theirs)
 {
@@ -291,33 +342,6 @@ static ResultCheck check_numbers(const LmOracle *oracle, const char *name, const
                  ours[oracle->ours->steps - 1]);
     set_verdict(oracle, oracle->ours->steps == 1, &check);
     return check;
-}
-
-// Causes that one parameter alone does not show.
-static const char *common_cause(const LmOracle *oracle, const LmFinding *all)
-{
-    const LmResult *ours = oracle->ours, *theirs = oracle->theirs;
-    const LmLayout *l = oracle->layout;
-    int count = l->parameters->count, bad[LM_SUBJECTS] = {0};
-    bool uneven = false;
-    for (int subject = 0; subject < LM_SUBJECTS; subject++)
-        for (int i = 0; i < count; i++)
-            bad[subject] += !all[subject * count + i].good;
-    for (int d = 1; d < l->data.ranks; d++)
-        uneven = uneven || l->tokens_of_data[d] != l->tokens_of_data[0];
-    if (bad[LM_FIRST_GRADIENT] == 0 && !agrees(oracle, 0, ours->norm[0], theirs->norm[0]))
-        return "gradients agree, their norm does not: elements counted twice or not at all across "
-               "meshes";
-    if (bad[LM_FIRST_GRADIENT] == 0 && ours->steps > 1 &&
-        agrees(oracle, 0, ours->loss[0], theirs->loss[0]) &&
-        !agrees(oracle, 1, ours->loss[1], theirs->loss[1]))
-        return "step 1 agrees, the next loss does not: a forward used parameters of an earlier "
-               "step";
-    if (bad[LM_FIRST_GRADIENT] == count && uneven &&
-        agrees(oracle, 0, ours->loss[0], theirs->loss[0]))
-        return "the loss agrees, no gradient does, tokens are uneven: divided by a rank's own "
-               "tokens";
-    return NULL;
 }
 
 static ResultCheck check_subject(const LmOracle *oracle, LmSubject subject,
@@ -366,7 +390,7 @@ int lm_oracle_check(const LmOracle *oracle, LmFinding *all, ResultCheck *checks)
         checks[used++] = check;
     }
     for (int i = 0; i < LM_SUBJECTS * count && used < LM_CHECKS_MAX; i++) {
-        if (all[i].good || (i >= count && !all[i % count].good)) // once per parameter
+        if (!is_root(oracle, all, i))
             continue;
         ResultCheck check = {.error = all[i].error, .bound = NAN, .verdict = "cause"};
         snprintf(check.name, sizeof check.name, "%s",
@@ -386,7 +410,7 @@ void lm_oracle_print(const LmOracle *oracle, const LmFinding *all)
     for (int i = 0; i < LM_SUBJECTS * count; i++) {
         char text[128];
         const LmFinding *f = &all[i];
-        if (f->good || (i >= count && !all[i % count].good))
+        if (!is_root(oracle, all, i))
             continue;
         table_cell(table, "%s", oracle->layout->parameters->parameter[i % count].name);
         table_cell(table, "%s", lm_describe(oracle->layout, i % count, text, sizeof text));

@@ -15,6 +15,9 @@ typedef enum LmPlant {
     LM_PLANT_CLIP_COPIES,        // 8: copies count again in the clip norm
     LM_PLANT_LOGICAL_BYTES,      // 9: rows for the rank itself are counted as sent
     LM_PLANT_PERMUTED_ROWS,      // rows saved as a plain shard where tp divides them too
-    LM_PLANT_PADDING,            // padding of a short shard takes part as if it were rows
     LM_PLANTS,
 } LmPlant;
+// The same as an option's choices.
+#define LM_PLANT_CHOICES                                                                           \
+    "none|experts_times_ep|router_not_reduced|norm_not_reduced|unwritten_rows|stale_gather|"       \
+    "local_loss|clip_copies|logical_bytes|permuted_rows"

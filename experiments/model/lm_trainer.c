@@ -47,9 +47,19 @@ static void use(void *context, int unit, bool backward, Stream stream)
     fsdp_prefetch(t->fsdp, backward ? unit - 1 : unit + 1, backward, stream);
 }
 
+// The first rows of a block's last weight gradient were never written.
+static void plant_unwritten(LmTrainer *t, Stream stream)
+{
+    int parameter = lm_block_parameter(0, LM_BLOCK_OUT);
+    uint64_t bytes = dtype_bytes(DTYPE_F32, (uint64_t)t->parameters[parameter].columns);
+    device_fill(fsdp_gradient(t->fsdp, parameter), 0xFF, bytes, stream);
+}
+
 static void done(void *context, int unit, bool backward, Stream stream)
 {
     LmTrainer *t = context;
+    if (backward && t->settings.plant == LM_PLANT_UNWRITTEN_ROWS && unit == 1)
+        plant_unwritten(t, stream);
     bool turns = unit == t->settings.layout->parameters->units - 1; // stays for its backward
     if (backward)
         fsdp_reduce(t->fsdp, unit, t->last_micro, stream);
@@ -181,6 +191,17 @@ static void make_model(LmTrainer *t)
                                     .arena = s->arena});
 }
 
+static void plant_not_reduced(LmTrainer *t)
+{
+    const LmParameters *list = t->settings.layout->parameters;
+    bool router = t->settings.plant == LM_PLANT_ROUTER_NOT_REDUCED;
+    bool norm = t->settings.plant == LM_PLANT_NORM_NOT_REDUCED;
+    for (int i = 0; i < list->count; i++)
+        if ((router && list->parameter[i].role == LM_ROUTER) ||
+            (norm && list->parameter[i].role == LM_NORM))
+            t->parameters[i].partial = false;
+}
+
 LmTrainer *lm_trainer_create(const LmTrainerSettings *settings)
 {
     LmTrainer *t = clear(1, sizeof(*t));
@@ -189,6 +210,7 @@ LmTrainer *lm_trainer_create(const LmTrainerSettings *settings)
     t->tokens = l->tokens_of_data[l->data.coord];
     make_groups(t);
     t->parameters = lm_fsdp_parameters(l);
+    plant_not_reduced(t);
     FsdpSettings fsdp = lm_fsdp_settings(l, settings->training, &t->groups, t->parameters);
     fsdp.device = settings->device;
     fsdp.arena = settings->arena;
@@ -270,6 +292,9 @@ void lm_trainer_take_traffic(LmTrainer *t, uint64_t *bytes)
     };
     for (int kind = 0; kind < LM_TRAFFIC_KINDS; kind++)
         bytes[kind] = comm_take_wire_bytes(comm[kind]);
+    Comm shard = g->group[LM_DENSE].shard;
+    if (t->settings.plant == LM_PLANT_LOGICAL_BYTES && shard.ranks > 1)
+        bytes[LM_TRAFFIC_SHARD] += bytes[LM_TRAFFIC_SHARD] / (uint64_t)(shard.ranks - 1);
 }
 
 // ---- a step ----
@@ -343,12 +368,28 @@ static void balance(LmTrainer *t, Stream stream)
     memset(t->counts, 0, (size_t)count * sizeof(int64_t));
 }
 
+// Twice as large, or four times, ...: a factor that ep has when it is a power of two.
+static void plant_doubled_experts(LmTrainer *t, Stream stream)
+{
+    const LmLayout *l = t->settings.layout;
+    for (int i = 0; i < l->parameters->count; i++) {
+        float *g = t->state.gradients + fsdp_shard_offset(t->fsdp, i);
+        AddRows twice = {.count = shard_elements(t, i), .dtype = DTYPE_F32, .a = g, .b = g, .y = g};
+        for (int k = 1; lm_group(l, i) == LM_EXPERTS && k < l->experts.ranks; k *= 2)
+            add_rows(&twice, stream);
+    }
+}
+
 LmStepResult lm_trainer_step(LmTrainer *t, int step, Stream stream)
 {
     const LmTraining *training = t->settings.training;
     const LmLayout *l = t->settings.layout;
     bool balances = training->balance > 0 && lm_is_moe(l->config);
-    fsdp_step_begin(t->fsdp, stream);
+    bool stale = t->settings.plant == LM_PLANT_STALE_GATHER && step > 0;
+    if (stale) // with --reshard no: what was gathered for the step before is used again
+        device_fill(t->state.gradients, 0, (uint64_t)t->state.count * sizeof(float), stream);
+    else
+        fsdp_step_begin(t->fsdp, stream);
     for (int micro = 0; micro < training->accumulate; micro++) {
         int64_t first = lm_first_token(training, l->tokens, step, micro) +
                         l->first_token_of_data[l->data.coord];
@@ -361,6 +402,8 @@ LmStepResult lm_trainer_step(LmTrainer *t, int step, Stream stream)
         lm_backward(t->lm, micro > 0, stream);
     }
     fsdp_step_end(t->fsdp, stream);
+    if (t->settings.plant == LM_PLANT_EXPERTS_TIMES_EP)
+        plant_doubled_experts(t, stream);
     LmStepResult result = {.norm = NAN};
     if (training->clip > 0)
         result.norm = clip(t, stream);
