@@ -6,9 +6,11 @@
 // so losses, gradients and updated parameters must agree bit for bit; where tp divides products
 // their sums are reordered, and a bound holds. What differs is looked at by the layout oracle
 // (model/lm_oracle.h), which names the classic causes.
-#include "experiments/model/lm_explain.h"
+#include "experiments/model/layer_file.h"
+#include "experiments/model/linear.h"
 #include "experiments/model/lm_oracle.h"
 #include "experiments/model/lm_reference.h"
+#include "experiments/model/lm_timing.h"
 #include "harness/command.h"
 #include "harness/file.h"
 #include "harness/run_device.h"
@@ -28,11 +30,11 @@ static const struct {
 typedef enum Mode { MODE_FSDP, MODE_DDP, MODE_HSDP, MODE_TP, MODE_SP, MODE_EP, MODES } Mode;
 
 typedef struct Params {
-    const char *mesh, *experts_on, *tokens, *plan, *reshard, *output;
-    int64_t layers, dim, hidden, vocab, experts, top_k, steps, accumulate, align, seed;
-    double lr, momentum, weight_decay, clip, balance;
+    const char *mesh, *experts_on, *tokens, *plan, *reshard, *load, *save, *output;
+    int64_t layers, dim, hidden, vocab, experts, top_k, steps, accumulate, align, seed, samples;
+    double lr, momentum, weight_decay, clip, balance, max_noise, timeout;
     int mode, dtype, wire, optimizer, device, plant;
-    bool sequence_parallel, explain, exact, check, json, force;
+    bool sequence_parallel, linear, explain, exact, check, json, force;
 } Params;
 
 #define FIELD(name) offsetof(Params, name)
@@ -84,6 +86,18 @@ static const Option options[] = {
     {"exact", OPTION_SWITCH, FIELD(exact), "yes",
      .doc = "one order of sums in dispatch and combine on every mesh"},
     {"check", OPTION_SWITCH, FIELD(check), "yes", .doc = "compare with a 1-rank reference"},
+    {"linear", OPTION_SWITCH, FIELD(linear), "no",
+     .doc = "one Linear 8 -> 16 instead of a model, the same rows on every rank (--mode fsdp, tp)"},
+    {"load", OPTION_TEXT, FIELD(load), NULL, .value = "FILE",
+     .doc = "run the MoE layer of a safetensors file, as dp2ep does"},
+    {"save", OPTION_TEXT, FIELD(save), NULL, .value = "FILE",
+     .doc = "with --load: write its outputs and gradients"},
+    {"samples", OPTION_INT, FIELD(samples), "20", 0, 100000,
+     .doc = "timed steps at most, after the checked ones; 0 = no timing"},
+    {"max_noise", OPTION_REAL, FIELD(max_noise), "0.02", 0, 10,
+     .doc = "stop sampling when the median is known this well (95 %)"},
+    {"timeout", OPTION_REAL, FIELD(timeout), "30", 0, 1e6, .value = "SECONDS",
+     .doc = "stop sampling after this long"},
     {"seed", OPTION_INT, FIELD(seed), "6", 0, 9e18, .doc = "seed of parameters and tokens"},
     {"plant", OPTION_CHOICE, FIELD(plant), "none", .choices = LM_PLANT_CHOICES,
      .doc = "for tests: a classic bug that the check must name"},
@@ -114,6 +128,7 @@ typedef struct Job {
     LmResult ours;
     uint64_t sent[LM_TRAFFIC_KINDS]; // by this rank in all steps
     ResultWriter *writer;
+    double hidden; // share of FSDP's communication behind compute; NaN where there is none
     bool good;
 } Job;
 
@@ -427,6 +442,71 @@ static void start_result(Job *job)
                                                       .extra = extra_json(job)});
 }
 
+static void time_steps(Job *job)
+{
+    const Params *p = job->params;
+    job->hidden = NAN;
+    if (p->samples == 0)
+        return;
+    double hidden =
+        lm_time(&(LmTiming){.run = job->run,
+                            .trainer = job->trainer,
+                            .stream = job->stream,
+                            .writer = job->writer,
+                            .first_step = job->training.steps,
+                            .rule = {.samples_min = p->samples < 5 ? (int)p->samples : 5,
+                                     .samples_max = (int)p->samples,
+                                     .noise_max = p->max_noise,
+                                     .timeout_s = p->timeout}});
+    job->hidden = -run_maximum(job->run, -hidden); // the rank that hides least
+}
+
+static void show(const Job *job)
+{
+    result_show(result_of(job->writer), job->params->json);
+    if (!isnan(job->hidden) && !job->params->json)
+        printf("communication of FSDP hidden behind compute: %.1f %%\n", 100 * job->hidden);
+}
+
+// Collective. Exit code of --linear.
+static int run_linear(Run *run, const Params *p)
+{
+    CHECK_ALL(p->mode == MODE_FSDP || p->mode == MODE_TP, EXIT_CODE_USAGE,
+              "use --mode fsdp or --mode tp, or drop --linear",
+              "--linear knows the modes fsdp and tp");
+    int device_index;
+    DeviceKind device = run_choose_device(run, (DeviceChoice)p->device, &device_index);
+    LinearDemo demo = {.run = run,
+                       .world = comm_create_world(run, device, device_index),
+                       .device = device,
+                       .seed = (uint64_t)p->seed,
+                       .tensor_parallel = p->mode == MODE_TP,
+                       .stream = stream_create(device)};
+    DeviceInfo info = device_info(device, device_index);
+    ResultWriter *writer = result_writer_create(&(ResultStart){.run = run,
+                                                               .options = options,
+                                                               .params = p,
+                                                               .device = &info,
+                                                               .path = p->output,
+                                                               .force = p->force,
+                                                               .seed = demo.seed});
+    ResultCheck checks[LINEAR_CHECKS] = {{.good = true}};
+    linear_demo(&demo, checks);
+    double failed = 0;
+    for (int i = 0; i < LINEAR_CHECKS && run->rank == 0; i++) {
+        result_add_check(writer, &checks[i]);
+        failed += !checks[i].good;
+    }
+    result_writer_finish(writer);
+    if (run->rank == 0)
+        result_show(result_of(writer), p->json);
+    failed = run_maximum(run, failed);
+    result_writer_destroy(writer);
+    stream_destroy(demo.stream);
+    comm_destroy(&demo.world);
+    return failed > 0 ? EXIT_CODE_CHECK : EXIT_CODE_GOOD;
+}
+
 static void tear_down(Job *job)
 {
     result_writer_destroy(job->writer);
@@ -445,6 +525,13 @@ static int run_parallelisms(Run *run, const void *params, const OptionPositional
 {
     (void)positionals;
     Job job = {.run = run, .params = params, .good = true};
+    const Params *p = params;
+    if (p->load)
+        return layer_file_run(run, options, params);
+    CHECK_ALL(!p->save, EXIT_CODE_USAGE, "add --load FILE, or drop --save",
+              "--save %.100s without --load", p->save);
+    if (p->linear)
+        return run_linear(run, p);
     read_request(&job);
     if (job.params->explain)
         return explain(&job);
@@ -458,9 +545,10 @@ static int run_parallelisms(Run *run, const void *params, const OptionPositional
         check_against_one_rank(&job);
     if (job.params->check)
         check_cost(&job);
+    time_steps(&job);
     result_writer_finish(job.writer);
     if (run->rank == 0)
-        result_show(result_of(job.writer), job.params->json);
+        show(&job);
     bool failed = run_maximum(run, job.good ? 0 : 1) > 0;
     if (failed && run->rank == 0)
         check_print(__FILE__, __LINE__, "see the causes in the table of checks",

@@ -14,6 +14,7 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/reduce.h"
+#include "parallel/intervals.h"
 #include "parallel/ordered.h"
 #include "parallel/shard.h"
 
@@ -32,6 +33,7 @@ struct Fsdp {
     float *summed; // [largest unit's shards]
     char *scratch;
     Stream gather, reduce;
+    Intervals at_gather, at_reduce, wait_gather, wait_reduce; // no room until fsdp_measure
     int resident; // unit whose gathered copy is in `full`
     int staged;   // unit in the staging buffer
     bool staged_from_kept;
@@ -118,12 +120,34 @@ void fsdp_destroy(Fsdp *fsdp)
 {
     if (!fsdp)
         return;
+    Intervals *const lists[] = {&fsdp->at_gather, &fsdp->at_reduce, &fsdp->wait_gather,
+                                &fsdp->wait_reduce};
+    for (size_t i = 0; i < COUNT_OF(lists); i++)
+        intervals_destroy(lists[i]);
     stream_destroy(fsdp->gather);
     stream_destroy(fsdp->reduce);
     free(fsdp->present);
     free(fsdp->has_kept);
     fsdp_plan_destroy(&fsdp->plan);
     free(fsdp);
+}
+
+void fsdp_measure(Fsdp *fsdp)
+{
+    Intervals *const lists[] = {&fsdp->at_gather, &fsdp->at_reduce, &fsdp->wait_gather,
+                                &fsdp->wait_reduce};
+    for (size_t i = 0; i < COUNT_OF(lists); i++) { // both passes, and the end of the step
+        intervals_destroy(lists[i]);
+        *lists[i] = intervals_create(2 * fsdp->settings.units + 2, fsdp->settings.device);
+    }
+}
+
+FsdpTimes fsdp_take_times(Fsdp *fsdp)
+{
+    return (FsdpTimes){.gather_s = intervals_take(&fsdp->at_gather),
+                       .reduce_s = intervals_take(&fsdp->at_reduce),
+                       .gather_wait_s = intervals_take(&fsdp->wait_gather),
+                       .reduce_wait_s = intervals_take(&fsdp->wait_reduce)};
 }
 
 const FsdpPlan *fsdp_plan(const Fsdp *fsdp)
@@ -186,15 +210,11 @@ static bool is_there(const Fsdp *fsdp, int unit)
     return stays(fsdp) ? fsdp->present[unit] : fsdp->resident == unit;
 }
 
-void fsdp_prefetch(Fsdp *fsdp, int unit, bool backward, Stream stream)
+// From the pieces that neighbours kept, or bucket by bucket from the shards.
+static void gather_unit(Fsdp *fsdp, int unit)
 {
     const FsdpSettings *s = &fsdp->settings;
-    if (unit < 0 || unit >= s->units || is_there(fsdp, unit) || fsdp->staged == unit)
-        return;
     const FsdpUnit *u = &fsdp->plan.unit[unit];
-    stream_wait_stream(fsdp->gather, stream);
-    fsdp->staged = unit;
-    fsdp->staged_from_kept = backward && fsdp->has_kept[unit];
     if (fsdp->staged_from_kept) {
         comm_all_gather(s->kept, fsdp->kept + bytes_of(s->param_dtype, u->kept_first),
                         fsdp->staging, bytes_of(s->param_dtype, u->kept), fsdp->gather);
@@ -217,6 +237,18 @@ void fsdp_prefetch(Fsdp *fsdp, int unit, bool backward, Stream stream)
         comm_all_gather(s->group[g].shard, mine, fsdp->staging + bucket->staged_bytes,
                         bytes_of(s->param_dtype, bucket->shard), fsdp->gather);
     }
+}
+
+void fsdp_prefetch(Fsdp *fsdp, int unit, bool backward, Stream stream)
+{
+    if (unit < 0 || unit >= fsdp->settings.units || is_there(fsdp, unit) || fsdp->staged == unit)
+        return;
+    stream_wait_stream(fsdp->gather, stream);
+    fsdp->staged = unit;
+    fsdp->staged_from_kept = backward && fsdp->has_kept[unit];
+    intervals_begin(&fsdp->at_gather, fsdp->gather);
+    gather_unit(fsdp, unit);
+    intervals_end(&fsdp->at_gather, fsdp->gather);
 }
 
 // Rows of every rank's shard of one parameter, from the staging buffer to their places.
@@ -248,7 +280,9 @@ void fsdp_use(Fsdp *fsdp, int unit, bool backward, Stream stream)
     if (is_there(fsdp, unit))
         return;
     fsdp_prefetch(fsdp, unit, backward, stream);
+    intervals_begin(&fsdp->wait_gather, stream);
     stream_wait_stream(stream, fsdp->gather);
+    intervals_end(&fsdp->wait_gather, stream);
     fsdp->resident = unit;
     fsdp->present[unit] = true;
     fsdp->staged = NO_UNIT;
@@ -325,13 +359,20 @@ static void reduce_bucket(Fsdp *fsdp, int unit, int g, const char *send)
         fsdp->reduce);
 }
 
+static void wait_for_reductions(Fsdp *fsdp, Stream stream)
+{
+    intervals_begin(&fsdp->wait_reduce, stream);
+    stream_wait_stream(stream, fsdp->reduce);
+    intervals_end(&fsdp->wait_reduce, stream);
+}
+
 void fsdp_reduce(Fsdp *fsdp, int unit, bool last, Stream stream)
 {
     const FsdpSettings *s = &fsdp->settings;
     const FsdpUnit *u = &fsdp->plan.unit[unit];
     if (!last)
         return;
-    stream_wait_stream(stream, fsdp->reduce);
+    wait_for_reductions(fsdp, stream);
     for (int i = u->first; i < u->first + u->count; i++) {
         const FsdpParameter *p = &s->parameter[i];
         if (p->partial)
@@ -351,12 +392,14 @@ void fsdp_reduce(Fsdp *fsdp, int unit, bool last, Stream stream)
     for (int i = u->first; i < u->first + u->count; i++)
         pack_gradient(fsdp, i, send[s->parameter[i].group], stream);
     stream_wait_stream(fsdp->reduce, stream);
+    intervals_begin(&fsdp->at_reduce, fsdp->reduce);
     for (int g = 0; g < FSDP_GROUPS; g++)
         if (u->bucket[g].shard > 0)
             reduce_bucket(fsdp, unit, g, send[g]);
+    intervals_end(&fsdp->at_reduce, fsdp->reduce);
 }
 
 void fsdp_step_end(Fsdp *fsdp, Stream stream)
 {
-    stream_wait_stream(stream, fsdp->reduce);
+    wait_for_reductions(fsdp, stream);
 }

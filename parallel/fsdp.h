@@ -97,10 +97,19 @@ typedef struct FsdpMemory {
 } FsdpMemory;
 FsdpMemory fsdp_memory(const FsdpSettings *settings, const FsdpPlan *plan); // Local
 
+// Where time goes, in seconds since the last call: streams at work, and the caller's stream
+// standing still for them. Communication is hidden as far as the second is less than the first.
+typedef struct FsdpTimes {
+    double gather_s, reduce_s;
+    double gather_wait_s, reduce_wait_s;
+} FsdpTimes;
+
 typedef struct Fsdp Fsdp;
 Fsdp *fsdp_create(const FsdpSettings *settings); // Local. Owner: the caller
 void fsdp_destroy(Fsdp *fsdp);                   // Local
 const FsdpPlan *fsdp_plan(const Fsdp *fsdp);     // Local
+void fsdp_measure(Fsdp *fsdp);                   // Local. From now on, for fsdp_take_times
+FsdpTimes fsdp_take_times(Fsdp *fsdp);           // Waits
 
 // Local. All shards of this rank as flat arrays [plan->flat], padding is zero: for the optimizer.
 float *fsdp_values(const Fsdp *fsdp);

@@ -6,7 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+typedef enum Span { SPAN_FORWARD, SPAN_BACKWARD, SPAN_OPTIMISE, SPANS } Span;
+
 struct LmTrainer {
+    Recorder *recorder;
+    int span[SPANS];
     LmTrainerSettings settings;
     LmGroups groups;
     FsdpParameter *parameters;
@@ -267,6 +271,20 @@ const LmTrainerSettings *lm_trainer_settings(const LmTrainer *t)
     return &t->settings;
 }
 
+Fsdp *lm_trainer_mutable_fsdp(LmTrainer *t)
+{
+    return t->fsdp;
+}
+
+void lm_trainer_record_with(LmTrainer *t, Recorder *recorder)
+{
+    static const char *const names[SPANS] = {
+        [SPAN_FORWARD] = "forward", [SPAN_BACKWARD] = "backward", [SPAN_OPTIMISE] = "optimise"};
+    t->recorder = t->settings.training->accumulate == 1 ? recorder : NULL;
+    for (int span = 0; span < SPANS && t->recorder; span++)
+        t->span[span] = recorder_span(recorder, names[span]);
+}
+
 const Lm *lm_trainer_model(const LmTrainer *t)
 {
     return t->lm;
@@ -396,18 +414,24 @@ LmStepResult lm_trainer_step(LmTrainer *t, int step, Stream stream)
         lm_tokens(l->config, training->seed, first, t->tokens, t->ids, t->targets);
         lm_set_tokens(t->lm, t->ids, t->targets, stream);
         t->last_micro = micro == training->accumulate - 1;
+        record_begin(t->recorder, t->span[SPAN_FORWARD]);
         lm_forward(t->lm, micro > 0, stream);
+        record_end(t->recorder, t->span[SPAN_FORWARD]);
         if (balances)
             lm_count_choices(t->lm, t->counts, stream);
+        record_begin(t->recorder, t->span[SPAN_BACKWARD]);
         lm_backward(t->lm, micro > 0, stream);
+        record_end(t->recorder, t->span[SPAN_BACKWARD]);
     }
     fsdp_step_end(t->fsdp, stream);
     if (t->settings.plant == LM_PLANT_EXPERTS_TIMES_EP)
         plant_doubled_experts(t, stream);
+    record_begin(t->recorder, t->span[SPAN_OPTIMISE]);
     LmStepResult result = {.norm = NAN};
     if (training->clip > 0)
         result.norm = clip(t, stream);
     lm_optimise(training, &t->state, step, training->clip > 0 ? t->scale : NULL, stream);
+    record_end(t->recorder, t->span[SPAN_OPTIMISE]);
     if (balances)
         balance(t, stream);
     stream_wait(stream);

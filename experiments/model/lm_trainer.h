@@ -43,7 +43,10 @@ void lm_trainer_destroy(LmTrainer *trainer);                     // Collective(a
 LmStepResult lm_trainer_step(LmTrainer *trainer, int step, Stream stream);
 // Local. Bytes sent since the last call, [LM_TRAFFIC_KINDS].
 void lm_trainer_take_traffic(LmTrainer *trainer, uint64_t *bytes);
-const Fsdp *lm_trainer_fsdp(const LmTrainer *trainer);                  // Local
+const Fsdp *lm_trainer_fsdp(const LmTrainer *trainer); // Local
+Fsdp *lm_trainer_mutable_fsdp(LmTrainer *trainer);     // Local
+// Local. Spans of the steps from now on; NULL = none. Phases need steps of one micro-batch.
+void lm_trainer_record_with(LmTrainer *trainer, Recorder *recorder);
 const Lm *lm_trainer_model(const LmTrainer *trainer);                   // Local
 const LmTrainerSettings *lm_trainer_settings(const LmTrainer *trainer); // Local
 const float *lm_trainer_expert_bias(const LmTrainer *trainer); // Local. [layers][experts], host
