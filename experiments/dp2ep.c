@@ -107,11 +107,8 @@ static void load(Job *job)
         bool mine = (job->run->rank == 0) == (turn == 0);
         if (mine && safetensors_open(job->params->load, &job->file, &error)) {
             job->loaded = true;
-            if (!layer_source_read(&job->file, &job->source, &error)) {
-                char what[sizeof error.what];
-                snprintf(what, sizeof what, "%s: %.400s", job->params->load, error.what);
-                memcpy(error.what, what, sizeof what);
-            }
+            if (!layer_source_read(&job->file, &job->source, &error))
+                error_prefix(&error, "%s", job->params->load);
         }
         run_agree(job->run, &error);
     }

@@ -125,6 +125,23 @@ bool error_set_at(const char *file, int line, Error *error, int exit_code, const
     return false;
 }
 
+bool error_prefix(Error *error, const char *format, ...)
+{
+    if (!error || error->exit_code == EXIT_CODE_GOOD)
+        return true;
+    char words[sizeof(error->what) / 2]; // half of the room is left to what went wrong
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(words, sizeof(words), format, arguments);
+    va_end(arguments);
+    size_t used = strlen(words);
+    memmove(error->what + used + 2, error->what, sizeof(error->what) - used - 2);
+    memcpy(error->what, words, used);
+    memcpy(error->what + used, ": ", 2);
+    error->what[sizeof(error->what) - 1] = '\0';
+    return false;
+}
+
 void check_print(const char *file, int line, const char *fix, const char *what_format, ...)
 {
     va_list arguments;

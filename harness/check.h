@@ -47,6 +47,10 @@ typedef struct Error {
 #define error_set(...) error_set_at(__FILE__, __LINE__, __VA_ARGS__)
 bool error_set_at(const char *file, int line, Error *error, int exit_code, const char *fix,
                   const char *what_format, ...) PRINTF_LIKE(6, 7);
+// Local. Puts words and ": " before what the error says, such as the option or the file that it is
+// about. Without an error it does nothing and returns true.
+//     return error_prefix(error, "--mesh \"%s\"", layout);
+bool error_prefix(Error *error, const char *format, ...) PRINTF_LIKE(2, 3);
 
 // Where the process stands; what every message ends with. The only mutable state at file scope in
 // the program.

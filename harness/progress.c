@@ -5,6 +5,7 @@
 #include "harness/progress.h"
 
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,7 @@ Progress progress_begin(const Run *run, const char *what, int64_t total)
     const char *terminal = getenv("TERM");
     int64_t now = now_ns();
     return (Progress){
+        .run = run,
         .what = what,
         .total = total,
         .start_ns = now,
@@ -79,14 +81,20 @@ static void draw_bar(const Progress *progress, int64_t done, const char *text)
     fflush(stderr);
 }
 
-static void print_line(const Progress *progress, const char *text)
+void progress_line(const Run *run, const char *format, ...)
 {
-    char clock[16] = "";
+    if (run->rank != 0)
+        return;
+    char clock[16] = "", text[512];
     time_t seconds = time(NULL);
     struct tm local;
     if (localtime_r(&seconds, &local))
         strftime(clock, sizeof(clock), "%H:%M:%S", &local);
-    fprintf(stderr, "%s meshwork: %s: %s\n", clock, progress->what, text);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof(text), format, arguments);
+    va_end(arguments);
+    fprintf(stderr, "%s meshwork: %s\n", clock, text);
 }
 
 void progress_update(Progress *progress, int64_t done)
@@ -102,7 +110,7 @@ void progress_update(Progress *progress, int64_t done)
     if (progress->terminal)
         draw_bar(progress, done, text);
     else
-        print_line(progress, text);
+        progress_line(progress->run, "%s: %s", progress->what, text);
     progress->drawn = true;
     progress->last_print_ns = now;
 }

@@ -256,6 +256,20 @@ void comm_all_to_all(Comm comm, const void *send, void *receive, uint64_t bytes,
     }
 }
 
+void comm_group_begin(Comm comm, Stream stream)
+{
+    const CommNccl *nccl = comm.link ? nccl_for(comm, stream) : NULL;
+    if (nccl)
+        nccl->group_begin();
+}
+
+void comm_group_end(Comm comm, Stream stream)
+{
+    const CommNccl *nccl = comm.link ? nccl_for(comm, stream) : NULL;
+    if (nccl)
+        nccl->group_end();
+}
+
 // Pairwise messages instead of MPI_Alltoallv, whose displacements are int: worst-case buffers put a
 // segment far beyond 2^31 bytes even when little travels. Both sides of a pair know its size, so
 // both count the same rounds.

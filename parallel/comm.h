@@ -38,6 +38,10 @@ uint64_t comm_take_wire_bytes(Comm comm);
 void comm_all_gather(Comm comm, const void *mine, void *all, uint64_t bytes, Stream stream);
 // [ranks][bytes] both
 void comm_all_to_all(Comm comm, const void *send, void *receive, uint64_t bytes, Stream stream);
+// The collectives enqueued between begin and end leave as one launch of NCCL: none may need what
+// another of them brings. On the CPU each is done on return, as always. Groups may nest.
+void comm_group_begin(Comm comm, Stream stream);
+void comm_group_end(Comm comm, Stream stream);
 // CPU only (counts are host values). Byte counts and offsets per rank.
 void comm_all_to_all_v(Comm comm, const void *send, const uint64_t *send_bytes,
                        const uint64_t *send_offsets, void *receive, const uint64_t *receive_bytes,

@@ -53,6 +53,9 @@ typedef struct CommNccl {
     void *(*split)(void *nccl, int colour, int key);
     void (*destroy)(void *nccl);
     void (*version)(char *text, size_t bytes); // Local
+    // Local. What is enqueued between the two leaves together at the outermost end.
+    void (*group_begin)(void);
+    void (*group_end)(void);
     // Enqueues(stream).
     void (*all_gather)(void *nccl, const void *mine, void *all, uint64_t bytes, Stream stream);
     void (*all_to_all)(void *nccl, Comm comm, const void *send, void *receive, uint64_t bytes,

@@ -48,6 +48,16 @@ static void version(char *text, size_t bytes)
     snprintf(text, bytes, "%d.%d.%d", code / 10000, code / 100 % 100, code % 100);
 }
 
+static void group_begin(void)
+{
+    CHECK_NCCL(ncclGroupStart());
+}
+
+static void group_end(void)
+{
+    CHECK_NCCL(ncclGroupEnd());
+}
+
 static void all_gather(void *nccl, const void *mine, void *all, uint64_t bytes, Stream stream)
 {
     CHECK_NCCL(ncclAllGather(mine, all, bytes, ncclInt8, nccl, stream.handle));
@@ -63,7 +73,7 @@ static void all_to_all(void *nccl, Comm comm, const void *send, void *receive, u
     char *to = receive;
     uint64_t own = (uint64_t)comm.rank * bytes;
     device_copy(to + own, from + own, bytes, stream);
-    CHECK_NCCL(ncclGroupStart());
+    group_begin();
     for (int step = 1; step < comm.ranks; step++) {
         int target = (comm.rank + step) % comm.ranks;
         int source = (comm.rank - step + comm.ranks) % comm.ranks;
@@ -72,7 +82,7 @@ static void all_to_all(void *nccl, Comm comm, const void *send, void *receive, u
         CHECK_NCCL(
             ncclRecv(to + (uint64_t)source * bytes, bytes, ncclInt8, source, nccl, stream.handle));
     }
-    CHECK_NCCL(ncclGroupEnd());
+    group_end();
 }
 
 static ncclDataType_t nccl_type_of(DType dtype)
@@ -116,6 +126,8 @@ const CommNccl comm_nccl = {
     .split = split,
     .destroy = destroy,
     .version = version,
+    .group_begin = group_begin,
+    .group_end = group_end,
     .all_gather = all_gather,
     .all_to_all = all_to_all,
     .all_reduce = all_reduce,

@@ -58,12 +58,15 @@ static void exchange_peer(Ep *ep, const EpRegion *regions, int count, Stream str
     meet(ep, stream);
 }
 
-// Fixed sizes: no rank needs to know another's counts, so nothing waits for the host.
+// Fixed sizes: no rank needs to know another's counts, so nothing waits for the host, and all
+// regions go in one launch. Messages of a pair arrive in the order in which they are enqueued.
 static void exchange_nccl(Ep *ep, const EpRegion *regions, int count, Stream stream)
 {
+    comm_group_begin(ep->settings.comm, stream);
     for (int i = 0; i < count; i++)
         comm_all_to_all(ep->settings.comm, ep->out[regions[i]], ep->in[regions[i]],
                         ep->segment_bytes[regions[i]], stream);
+    comm_group_end(ep->settings.comm, stream);
 }
 
 // Debug builds: a row that is read without having arrived is a NaN, not what the last step left

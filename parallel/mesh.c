@@ -61,12 +61,11 @@ static bool report_product(const Mesh *mesh, const int *wanted, int rest_axis, l
     if (rest_axis >= 0)
         return error_set(
             error, EXIT_CODE_USAGE, fix,
-            "mesh: %d ranks leave no whole number for %s=*: the other extents multiply "
-            "to %lld",
-            ranks, mesh->name[rest_axis], product);
+            "%d ranks leave no whole number for %s=*: the other extents multiply to %lld", ranks,
+            mesh->name[rest_axis], product);
     return error_set(error, EXIT_CODE_USAGE, fix,
-                     "mesh: the extents multiply to %lld, but the job has %d rank%s", product,
-                     ranks, ranks == 1 ? "" : "s");
+                     "the extents multiply to %lld, but the job has %d rank%s", product, ranks,
+                     ranks == 1 ? "" : "s");
 }
 
 // One of the axes with a meaning, or the nearest of them in the error.
@@ -79,7 +78,7 @@ static bool is_known_name(const char *name, Error *error)
     const char *nearest = option_nearest(name, axis_names);
     if (nearest)
         snprintf(fix, sizeof(fix), "did you mean '%s'? The axes are replica, dp, ep, tp", nearest);
-    return error_set(error, EXIT_CODE_USAGE, fix, "mesh: there is no axis '%s'", name);
+    return error_set(error, EXIT_CODE_USAGE, fix, "there is no axis '%s'", name);
 }
 
 static bool is_plain_name(const char *name, Error *error)
@@ -92,7 +91,7 @@ static bool is_plain_name(const char *name, Error *error)
     char fix[256];
     snprintf(fix, sizeof(fix), "begin with a letter, go on with letters, digits or '_', %d at most",
              MESH_NAME_BYTES - 1);
-    return error_set(error, EXIT_CODE_USAGE, fix, "mesh: '%s' is no name for an axis", name);
+    return error_set(error, EXIT_CODE_USAGE, fix, "'%s' is no name for an axis", name);
 }
 
 typedef bool NameCheck(const char *name, Error *error);
@@ -103,16 +102,16 @@ static bool parse_axis(const char *part, int length, NameCheck *check_name, Mesh
 {
     const char *equals = memchr(part, '=', (size_t)length);
     if (!equals || equals == part)
-        return error_set(error, EXIT_CODE_USAGE, layout_fix, "mesh: '%.*s' is not name=extent",
-                         length, part);
+        return error_set(error, EXIT_CODE_USAGE, layout_fix, "'%.*s' is not name=extent", length,
+                         part);
     int name_length = (int)(equals - part), digits = length - name_length - 1;
     char name[64];
     snprintf(name, sizeof(name), "%.*s", name_length, part);
     if (!check_name(name, error))
         return false;
     if (mesh_find_axis(mesh, name) >= 0)
-        return error_set(error, EXIT_CODE_USAGE, "name every axis once",
-                         "mesh: axis '%s' is there twice", name);
+        return error_set(error, EXIT_CODE_USAGE, "name every axis once", "axis '%s' is there twice",
+                         name);
     const char *text = equals + 1;
     if (digits == 1 && text[0] == '*') {
         *extent = EXTENT_REST;
@@ -125,12 +124,12 @@ static bool parse_axis(const char *part, int length, NameCheck *check_name, Mesh
         }
         if (!good)
             return error_set(error, EXIT_CODE_USAGE, layout_fix,
-                             "mesh: the extent '%.*s' of axis '%s' is neither a number nor '*'",
-                             digits, text, name);
+                             "the extent '%.*s' of axis '%s' is neither a number nor '*'", digits,
+                             text, name);
         if (value < 1 || digits > EXTENT_DIGITS_MAX)
             return error_set(error, EXIT_CODE_USAGE, layout_fix,
-                             "mesh: the extent %.*s of axis '%s' is not in 1 .. 999999", digits,
-                             text, name);
+                             "the extent %.*s of axis '%s' is not in 1 .. 999999", digits, text,
+                             name);
         *extent = (int)value;
     }
     memcpy(mesh->name[mesh->axes], name, (size_t)name_length + 1);
@@ -151,8 +150,7 @@ static bool settle_extents(Mesh *mesh, const int *wanted, int ranks, Error *erro
         }
         if (rest_axis >= 0)
             return error_set(error, EXIT_CODE_USAGE, "leave '*' to one axis",
-                             "mesh: both %s and %s are '*'", mesh->name[rest_axis],
-                             mesh->name[axis]);
+                             "both %s and %s are '*'", mesh->name[rest_axis], mesh->name[axis]);
         rest_axis = axis;
     }
     bool fits = rest_axis >= 0 ? ranks % product == 0 : product == ranks;
@@ -163,23 +161,31 @@ static bool settle_extents(Mesh *mesh, const int *wanted, int ranks, Error *erro
     return true;
 }
 
-static bool parse(const char *layout, int ranks, NameCheck *check_name, Mesh *mesh, Error *error)
+static bool parse_layout(const char *layout, int ranks, NameCheck *check_name, Mesh *mesh,
+                         Error *error)
 {
-    *mesh = (Mesh){0};
     int wanted[MESH_AXES_MAX] = {0};
     if (!layout || !layout[0])
-        return error_set(error, EXIT_CODE_USAGE, layout_fix, "mesh: the layout is empty");
+        return error_set(error, EXIT_CODE_USAGE, layout_fix, "the layout is empty");
     for (const char *part = layout; part; mesh->axes++) {
         const char *comma = strchr(part, ',');
         int length = comma ? (int)(comma - part) : (int)strlen(part);
         if (mesh->axes == MESH_AXES_MAX)
             return error_set(error, EXIT_CODE_USAGE, "leave out the axes of one rank",
-                             "mesh: '%s' has more than %d axes", layout, (int)MESH_AXES_MAX);
+                             "more than %d axes", (int)MESH_AXES_MAX);
         if (!parse_axis(part, length, check_name, mesh, &wanted[mesh->axes], error))
             return false;
         part = comma ? comma + 1 : NULL;
     }
     return settle_extents(mesh, wanted, ranks, error);
+}
+
+// Every command spells the layout's option alike, so every message can begin with what was typed.
+static bool parse(const char *layout, int ranks, NameCheck *check_name, Mesh *mesh, Error *error)
+{
+    *mesh = (Mesh){0};
+    return parse_layout(layout, ranks, check_name, mesh, error) ||
+           error_prefix(error, "--mesh \"%.80s\"", layout ? layout : "");
 }
 
 bool mesh_parse(const char *layout, int ranks, Mesh *mesh, Error *error)
@@ -261,18 +267,22 @@ static MeshAxes complete(const Mesh *mesh, MeshAxes axes)
 static bool report_no_axis(const Mesh *mesh, const char *name, Error *error)
 {
     const char *candidates[MESH_AXES_MAX + 1] = {NULL};
-    char fix[256] = "the mesh has", nearest_text[64] = "";
+    char axes[MESH_AXES_MAX * (MESH_NAME_BYTES + 2)] = "", fix[256], nearest_text[64] = "";
     for (int axis = 0; axis < mesh->axes; axis++) {
         candidates[axis] = mesh->name[axis];
-        size_t used = strlen(fix);
-        snprintf(fix + used, sizeof(fix) - used, "%s %s", axis ? "," : "", mesh->name[axis]);
+        size_t used = strlen(axes);
+        snprintf(axes + used, sizeof(axes) - used, "%s%s", axis ? ", " : "", mesh->name[axis]);
     }
     const char *nearest = option_nearest(name, candidates);
     if (nearest)
-        snprintf(nearest_text, sizeof(nearest_text), "; did you mean '%s'?", nearest);
-    size_t used = strlen(fix);
-    snprintf(fix + used, sizeof(fix) - used, "%s", nearest_text);
-    return error_set(error, EXIT_CODE_USAGE, fix, "mesh: there is no axis '%s' to select", name);
+        snprintf(nearest_text, sizeof(nearest_text), "did you mean '%s'? ", nearest);
+    snprintf(fix, sizeof(fix), "%sname axes of the mesh, such as %s%s%s, or add one to --mesh",
+             nearest_text, mesh->name[0], mesh->axes > 1 ? "*" : "",
+             mesh->axes > 1 ? mesh->name[1] : "");
+    if (!name[0])
+        return error_set(error, EXIT_CODE_USAGE, fix,
+                         "a name is missing before or behind '*'; the mesh has %s", axes);
+    return error_set(error, EXIT_CODE_USAGE, fix, "the mesh has no axis '%s', only %s", name, axes);
 }
 
 bool mesh_select(const Mesh *mesh, const char *names, MeshAxes *axes, Error *error)
@@ -288,7 +298,7 @@ bool mesh_select(const Mesh *mesh, const char *names, MeshAxes *axes, Error *err
             return report_no_axis(mesh, name, error);
         if (axes->member[axis])
             return error_set(error, EXIT_CODE_USAGE, "name every axis once",
-                             "mesh: axis '%s' is selected twice in '%s'", name, names);
+                             "axis '%s' is selected twice", name);
         axes->member[axis] = true;
         part = star ? star + 1 : NULL;
     }

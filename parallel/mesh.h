@@ -20,9 +20,9 @@ typedef struct Mesh {
 } Mesh;
 
 // Local. Reads "dp=2,ep=*" for `ranks` ranks into names and extents; the rest of the mesh is
-// zeroed. Error 2 names the part that is wrong: unknown syntax, an unknown axis (with the nearest
-// name), an axis twice, more than four, an extent below 1, two '*', a product that is not `ranks`
-// (both numbers and the nearest extents that fit).
+// zeroed. Error 2 begins with --mesh and the text, and names the part that is wrong: unknown
+// syntax, an unknown axis (with the nearest name), an axis twice, more than four, an extent below
+// 1, two '*', a product that is not `ranks` (both numbers and the nearest extents that fit).
 bool mesh_parse(const char *layout, int ranks, Mesh *mesh, Error *error);
 // Collective(all ranks). Stops with 2 on a bad layout. Owner: the caller.
 Mesh *mesh_create(const char *layout, Comm world);
@@ -39,7 +39,8 @@ typedef struct MeshAxes {
     bool member[MESH_AXES_MAX];
     int ranks, coord; // extent and this rank's place
 } MeshAxes;
-// Local. "" or NULL selects nothing (1 rank). Error 2 with the nearest axis name.
+// Local. "" or NULL selects nothing (1 rank). Error 2 with the axes that there are and the nearest
+// name; the caller puts the option before it (error_prefix).
 bool mesh_select(const Mesh *mesh, const char *names, MeshAxes *axes, Error *error);
 // Local. The axes that are not in the selection.
 MeshAxes mesh_others(const Mesh *mesh, const MeshAxes *axes);

@@ -56,7 +56,8 @@ FORMAT_INLINE uint32_t format_round_even(uint32_t magnitude, uint32_t bias, uint
     uint32_t dropped = FORMAT_F32_MANTISSA_BITS - mantissa_bits;
     uint32_t exponent_of_minimum = FORMAT_F32_BIAS - bias + 1;
     uint32_t exponent = magnitude >> FORMAT_F32_MANTISSA_BITS;
-    if (exponent >= exponent_of_minimum)
+    // With f32's own bias a subnormal there is one here, in the same place.
+    if (exponent >= exponent_of_minimum || bias == FORMAT_F32_BIAS)
         return format_shift_even(magnitude, dropped) - ((FORMAT_F32_BIAS - bias) << mantissa_bits);
     // Subnormal there: a multiple of the one smallest value. Far below it all is zero.
     uint32_t significand = magnitude & 0x7FFFFFu;

@@ -1,4 +1,4 @@
-// format_e8m0.c -- e8m0 as a row: seven conventions, and what LLVM was seen to do.
+// format_e8m0.c -- e8m0 in the table: seven conventions, and what LLVM was seen to do.
 //
 // Sources: see format_e8m0.h; LLVM's results are those that vkuzo/pytorch_scripts recorded in
 // llvm_e8m0/results.txt.
@@ -8,62 +8,25 @@
 
 #include <math.h>
 
-static uint32_t encode_torch(float value)
-{
-    return format_e8m0_encode_torch(value);
-}
-
-static uint32_t encode_floor(float value)
-{
-    return format_e8m0_encode_floor(value);
-}
-
-static uint32_t encode_floor_satfinite(float value)
-{
-    return format_e8m0_encode_floor_satfinite(value);
-}
-
-static uint32_t encode_ceil(float value)
-{
-    return format_e8m0_encode_ceil(value);
-}
-
-static uint32_t encode_ceil_satfinite(float value)
-{
-    return format_e8m0_encode_ceil_satfinite(value);
-}
-
-static float decode(uint32_t code)
-{
-    return format_e8m0_decode(code);
-}
-
 #define E8M0_ENCODER(name_, encode_, rounding_, beyond_, note_)                                    \
     {                                                                                              \
-        .name = (name_), .encode = (encode_), .rounding = (rounding_), .overflow = (beyond_),      \
-        .infinity = (beyond_), .nan_code = 0xFF, .note = (note_)                                   \
+        .name = (name_), .encode = format_e8m0_encode_##encode_, .rounding = (rounding_),          \
+        .first_step_up = (rounding_) == FORMAT_NEAREST_UP, .overflow = (beyond_),                  \
+        .infinity = (beyond_), .nan_code = FORMAT_E8M0_NAN, .note = (note_)                        \
     }
 
 static const FormatEncoder encoders[] = {
-    {.name = "torch",
-     .encode = encode_torch,
-     .rounding = FORMAT_NEAREST_UP,
-     .first_step_up = true,
-     .overflow = FORMAT_NAN,
-     .infinity = FORMAT_NAN,
-     .nan_code = 0xFF,
-     .note = "torch's cast; between 2^-127 and 2^-126 it always rounds up"},
-    E8M0_ENCODER("ocp_floor", encode_floor, FORMAT_DOWN, FORMAT_NAN,
+    E8M0_ENCODER("torch", torch, FORMAT_NEAREST_UP, FORMAT_NAN,
+                 "torch's cast; between 2^-127 and 2^-126 it always rounds up"),
+    E8M0_ENCODER("ocp_floor", floor, FORMAT_DOWN, FORMAT_NAN,
                  "OCP MX 1.0, 6.3: the largest power of two not above; torchao's FLOOR"),
-    E8M0_ENCODER("cuda_rz", encode_floor_satfinite, FORMAT_DOWN, FORMAT_LARGEST,
+    E8M0_ENCODER("cuda_rz", floor_satfinite, FORMAT_DOWN, FORMAT_LARGEST,
                  "CUDA cudaRoundZero, __NV_SATFINITE"),
-    E8M0_ENCODER("cuda_rz_nosat", encode_floor, FORMAT_DOWN, FORMAT_NAN,
-                 "CUDA cudaRoundZero, __NV_NOSAT"),
-    E8M0_ENCODER("cuda_rp", encode_ceil_satfinite, FORMAT_UP, FORMAT_LARGEST,
+    E8M0_ENCODER("cuda_rz_nosat", floor, FORMAT_DOWN, FORMAT_NAN, "CUDA cudaRoundZero, __NV_NOSAT"),
+    E8M0_ENCODER("cuda_rp", ceil_satfinite, FORMAT_UP, FORMAT_LARGEST,
                  "CUDA cudaRoundPosInf, __NV_SATFINITE (its default)"),
-    E8M0_ENCODER("cuda_rp_nosat", encode_ceil, FORMAT_UP, FORMAT_NAN,
-                 "CUDA cudaRoundPosInf, __NV_NOSAT"),
-    E8M0_ENCODER("torchao_rceil", encode_ceil, FORMAT_UP, FORMAT_NAN,
+    E8M0_ENCODER("cuda_rp_nosat", ceil, FORMAT_UP, FORMAT_NAN, "CUDA cudaRoundPosInf, __NV_NOSAT"),
+    E8M0_ENCODER("torchao_rceil", ceil, FORMAT_UP, FORMAT_NAN,
                  "torchao's RCEIL, the default of mxfp8"),
 };
 
@@ -77,7 +40,7 @@ const Format format_e8m0 = {
     .minimum_normal = 0x1p-127,
     .minimum_subnormal = NAN,
     .has_nan = true,
-    .decode = decode,
+    .decode = format_e8m0_decode,
     .encoders = encoders,
     .encoder_count = COUNT_OF(encoders),
     .note = "scales of the MX formats: powers of two; no zero, no sign",

@@ -1,43 +1,5 @@
-// format_int8.c -- int8 as a row: a whole number, two's complement.
-//
-// Source: torchao's quant_primitives.py: round half to even, clamp to the range, convert. NaN
-// passes the clamp, and the conversion makes it 0.
-#include "quant/format.h"
-#include "quant/format_bits.h"
+// format_int8.c -- int8 in the table: a whole number, two's complement.
+#include "quant/format_integer.h"
 
-#include <math.h>
-
-static uint32_t encode_torchao(float value)
-{
-    return (uint32_t)format_round_integer(value, 127) & 0xFFu;
-}
-
-static float decode(uint32_t code)
-{
-    int32_t low = (int32_t)(code & 0xFFu);
-    return (float)(low > 127 ? low - 256 : low);
-}
-
-static const FormatEncoder encoders[] = {
-    {.name = "torchao",
-     .encode = encode_torchao,
-     .overflow = FORMAT_LARGEST,
-     .infinity = FORMAT_LARGEST,
-     .nan_code = 0,
-     .note = "clamp(round(x), -128, 127)"},
-};
-
-const Format format_int8 = {
-    .name = "int8",
-    .bits = 8,
-    .sign_bits = 1,
-    .maximum_code = 127,
-    .maximum = 127,
-    .minimum_normal = NAN,
-    .minimum_subnormal = NAN,
-    .has_zero = true,
-    .decode = decode,
-    .encoders = encoders,
-    .encoder_count = COUNT_OF(encoders),
-    .note = "weights and activations; the scale is beside them",
-};
+FORMAT_INTEGER(int8, 8, "clamp(round(x), -128, 127)",
+               "weights and activations; the scale is beside them");

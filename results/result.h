@@ -37,7 +37,7 @@ typedef struct Measurement {
     int ranks, samples, warmups;
     char stop_reason[16]; // noise, count, timeout, signal
     int span_count;
-    const MeasurementSpan *spans;
+    const MeasurementSpan *spans; // the first is the whole of an iteration, the others parts of it
     DeviceState state_before, state_after; // rank 0's device
 } Measurement;
 
@@ -87,8 +87,8 @@ typedef struct ResultStart {
 // when the path cannot be created or exists without force. Owner: the caller.
 ResultWriter *result_writer_create(const ResultStart *start);
 // Collective(all ranks). seconds of each span here are this rank's [samples]; gathered to rank 0,
-// journalled, fsynced: once this returns, the line survives kill -9. Print a measurement only after
-// this.
+// journalled, fsynced, and only then told in one line on stderr: what was told survives kill -9.
+// Print more about a measurement only after this.
 void result_add_measurement(ResultWriter *writer, const Measurement *measurement);
 // Local on rank 0 (no-op elsewhere).
 void result_add_check(ResultWriter *writer, const ResultCheck *check);

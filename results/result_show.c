@@ -239,15 +239,6 @@ static const char *ratio_text(double ratio, char *text)
     return text;
 }
 
-static const char *percent_text(double share, char *text)
-{
-    if (isnan(share))
-        snprintf(text, CELL_BYTES, "-");
-    else
-        snprintf(text, CELL_BYTES, "%.*f %%", share < 0.1 ? 1 : 0, 100 * share);
-    return text;
-}
-
 static void add_rate_cell(Table *table, const Summary *summary, int rate)
 {
     char value[CELL_BYTES], share[CELL_BYTES];
@@ -255,7 +246,8 @@ static void add_rate_cell(Table *table, const Summary *summary, int rate)
     if (isnan(summary->share[rate]))
         table_cell(table, "%s", value);
     else
-        table_cell(table, "%s, %s", value, percent_text(summary->share[rate], share));
+        table_cell(table, "%s, %s", value,
+                   table_percent(summary->share[rate], share, sizeof share));
 }
 
 static void add_span_row(Table *table, const MeasurementSpan *span, const Summary *summary,
@@ -273,7 +265,7 @@ static void add_span_row(Table *table, const MeasurementSpan *span, const Summar
     else
         table_cell(table, "%s .. %s", table_seconds(time->ci95_low, text, sizeof text),
                    table_seconds(time->ci95_high, other, sizeof other));
-    table_cell(table, "%s", percent_text(time->noise, text));
+    table_cell(table, "%s", table_percent(time->noise, text, sizeof text));
     table_cell(table, "%s", ratio_text(summary->rank_spread, text));
     for (int i = 0; i < RATES; i++)
         if (shown[i])

@@ -1,9 +1,10 @@
 // result_writer.c -- a run's side of its result: every rank calls, rank 0 writes.
 //
-// The order is the promise: gather, journal, fsync, return. Whatever a caller prints after that is
-// on disk. The HDF5 file is made once, from the Result in memory, when the run is over; until then
-// the journal is all there is, and `meshwork results recover` makes the same file from it. Failures
-// on rank 0 reach all ranks through run_agree, so the job stops together with one message.
+// The order is the promise: gather, journal, fsync, tell, return. A line about a measurement, and
+// whatever a caller prints after that, is about something that is on disk. The HDF5 file is made
+// once, from the Result in memory, when the run is over; until then the journal is all there is,
+// and `meshwork results recover` makes the same file from it. Failures on rank 0 reach all ranks
+// through run_agree, so the job stops together with one message.
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -12,10 +13,13 @@
 #include <unistd.h>
 
 #include "harness/file.h"
+#include "harness/progress.h"
 #include "results/journal.h"
 #include "results/lines.h"
 #include "results/provenance.h"
+#include "results/statistics.h"
 #include "results/store.h"
+#include "results/table.h"
 
 enum { PATH_BYTES = 1024 };
 
@@ -130,6 +134,23 @@ static void gather_spans(const Run *run, const Measurement *measurement, Measure
     free(rows);
 }
 
+// Rank 0. The first span speaks for the measurement, as the slowest rank of each iteration saw it.
+static void tell(const Run *run, const Measurement *measurement)
+{
+    int samples = measurement->samples;
+    const char *span = measurement->span_count > 0 ? measurement->spans[0].name : "no span";
+    double *longest = allocate_values(samples);
+    if (measurement->span_count > 0)
+        statistics_max_over_ranks(measurement->spans[0].seconds, samples, measurement->ranks,
+                                  longest);
+    Statistics time = statistics_of(longest, measurement->span_count > 0 ? samples : 0);
+    char median[64], noise[64];
+    progress_line(run, "measured %s: %s, median %s, %d sample%s, noise %s", measurement->name, span,
+                  table_seconds(time.median, median, sizeof median), samples,
+                  samples == 1 ? "" : "s", table_percent(time.noise, noise, sizeof noise));
+    free(longest);
+}
+
 void result_add_measurement(ResultWriter *writer, const Measurement *measurement)
 {
     const Run *run = writer->run;
@@ -149,6 +170,8 @@ void result_add_measurement(ResultWriter *writer, const Measurement *measurement
         free((void *)(uintptr_t)spans[i].seconds);
     free(spans);
     run_agree(run, &error);
+    if (run->rank == 0)
+        tell(run, &writer->result.measurements[writer->result.measurement_count - 1]);
 }
 
 void result_add_check(ResultWriter *writer, const ResultCheck *check)

@@ -176,3 +176,12 @@ const char *table_rate(double per_second, const char *unit, char *text, size_t b
         snprintf(text, bytes, "%s", number);
     return text;
 }
+
+const char *table_percent(double share, char *text, size_t bytes)
+{
+    if (isnan(share))
+        snprintf(text, bytes, "-");
+    else
+        snprintf(text, bytes, "%.*f %%", share < 0.1 ? 1 : 0, 100 * share);
+    return text;
+}

@@ -12,7 +12,8 @@ void table_print(const Table *table, void *file); // FILE *
 void table_destroy(Table *table);
 
 // Local. A duration with a fitting unit ("1.24 ms"), a byte count ("3.1 GiB"), a rate ("3.9 TB/s",
-// "612 TFLOP/s"; unit is "B" or "FLOP"). NaN gives "-".
+// "612 TFLOP/s"; unit is "B" or "FLOP"), a share ("3.1 %"). NaN gives "-".
 const char *table_seconds(double seconds, char *text, size_t bytes);
 const char *table_bytes(double value, char *text, size_t bytes);
 const char *table_rate(double per_second, const char *unit, char *text, size_t bytes);
+const char *table_percent(double share, char *text, size_t bytes);

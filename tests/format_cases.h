@@ -1,5 +1,8 @@
-// format_cases.h -- what the tests of the number formats share: decoders against the formula,
-// encoders against rounding_reference.h, and vectors from the specification.
+// format_cases.h -- the tests of a number format; a format's own file brings its name and vectors
+// from specifications and headers.
+//
+// Decoder: every code against the formula. Encoders: against rounding_reference.h where roundings
+// differ, and, in the slow tests, for all 2^32 floats.
 #pragma once
 
 #include "quant/format.h"
@@ -48,6 +51,10 @@ static inline void expect_decoder(const Format *format)
                              fabs(expected) < format->minimum_normal);
     }
     assert_true((double)format->decode(format->maximum_code) == format->maximum);
+    if (format->exponent_bits == 0 || format->mantissa_bits == 0)
+        return;
+    assert_true((double)format->decode(1) == format->minimum_subnormal);
+    assert_true((double)format->decode(1u << format->mantissa_bits) == format->minimum_normal);
 }
 
 static inline void expect_code(const RoundingReference *reference, const Format *format,
@@ -133,4 +140,56 @@ static inline void expect_vectors(const Format *format, const Vector *vectors, s
             fail_msg("%s %s: f32 %08X gives %X, specified %X", format->name, encoder->name,
                      (unsigned)vectors[v].f32_bits, (unsigned)found, (unsigned)vectors[v].code);
     }
+}
+
+typedef struct FormatSuite {
+    const Format *format;
+    const Vector *vectors;
+    size_t vector_count;
+    Data data;
+} FormatSuite;
+
+static inline void codes_have_the_values_of_the_formula(void **state)
+{
+    const FormatSuite *suite = *state;
+    expect_decoder(suite->format);
+}
+
+static inline void encoders_round_as_defined(void **state)
+{
+    FormatSuite *suite = *state;
+    expect_encoders(&suite->data, suite->format);
+}
+
+static inline void specified_inputs_give_specified_codes(void **state)
+{
+    const FormatSuite *suite = *state;
+    expect_vectors(suite->format, suite->vectors, suite->vector_count);
+}
+
+static inline void all_floats_round_as_defined(void **state)
+{
+    const FormatSuite *suite = *state;
+    expect_all_floats(suite->format);
+}
+
+// The whole of a format's main().
+static inline int format_test(const char *name, const Vector *vectors, size_t vector_count)
+{
+    FormatSuite suite = {format_named(name), vectors, vector_count, data_create()};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_prestate(codes_have_the_values_of_the_formula, &suite),
+        cmocka_unit_test_prestate(encoders_round_as_defined, &suite),
+        cmocka_unit_test_prestate(specified_inputs_give_specified_codes, &suite),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+static inline int format_test_all_floats(const char *name)
+{
+    FormatSuite suite = {.format = format_named(name)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_prestate(all_floats_round_as_defined, &suite),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }

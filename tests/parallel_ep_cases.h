@@ -1,6 +1,6 @@
-// parallel_ep_cases.h -- what test_parallel_ep.c (MPI) and test_parallel_ep_gpu.c (windows, IPC,
-// NCCL) both do: steps of expert parallelism with known experts, compared bit for bit with sums
-// made here from the definition.
+// parallel_ep_cases.h -- steps of expert parallelism with known experts, on any device and
+// transport, compared bit for bit with sums made here from the definition. The tests that go
+// through them are in parallel_ep_tests.h.
 //
 // Expert e turns a row into round(scale(e) * row rotated by e), so a result says which expert made
 // it. Every input is a function of the global token index; so is what is expected, whatever the
@@ -8,13 +8,10 @@
 #pragma once
 
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "harness/random.h"
 #include "parallel/ep.h"
 #include "parallel/shard.h"
+#include "tests/parallel_job.h"
 
 enum { EP_CASE_EXPERTS_MAX = 64, EP_CASE_TOP_K_MAX = 8, EP_CASE_HIDDEN_MAX = 256 };
 enum { STREAM_CHOICE = 1, STREAM_WEIGHT, STREAM_X, STREAM_DY, STREAM_ADDEND, STREAM_GATE };
@@ -68,30 +65,6 @@ static inline void case_set(void *array, DType dtype, int64_t i, float value)
         ((uint16_t *)array)[i] = bf16_from_f32(value);
     else
         ((float *)array)[i] = value;
-}
-
-static inline void *host_memory(uint64_t bytes)
-{
-    void *memory = calloc(bytes ? bytes : 1, 1);
-    assert_non_null(memory);
-    return memory;
-}
-
-static inline void *host_copy(const void *device, uint64_t bytes, Stream stream)
-{
-    void *memory = host_memory(bytes);
-    if (bytes > 0)
-        device_copy(memory, device, bytes, stream);
-    stream_wait(stream);
-    return memory;
-}
-
-static inline void put_and_free(void *device, void *host, uint64_t bytes, Stream stream)
-{
-    if (bytes > 0)
-        device_copy(device, host, bytes, stream);
-    stream_wait(stream);
-    free(host);
 }
 
 static inline int64_t case_first_token(const EpCase *c, int rank)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# kill -9 at a random moment, of one rank or of the whole job: every measurement that was printed, or that stood in the
-# journal, is in the result file or comes back with `results recover`.
+# kill -9 at a random moment, of one rank or of the whole job: every measurement that was told, or that stands in the
+# journal, is in the result file or comes back with `results recover`, with the same raw samples.
 # timeout: 600
 # $1: the build folder. MOMENTS and SEED (environment): how often, 25 unless told, and which moments;
 # program_kill_slow.sh asks for more.
@@ -37,13 +37,26 @@ await_end() {
     done
 }
 
-# The names of the measurements in a journal's complete lines; a line is complete when it ends in a newline.
-journal_names() {
-    head -n "$(wc -l <"$1")" "$1" | grep -oE '"kind": ?"measurement", ?"name": ?"[^"]+"' | sed -E 's/.*"([^"]+)"$/\1/'
+# Out of JSON without spaces: one line for each span of each measurement: "MEASUREMENT SPAN [[...],[...]]", its raw samples.
+raw_samples() {
+    grep -oE '"name":"[^"]*"|"seconds":\[(\[[^]]*\],?)*\]' | awk -F'"' '
+        $2 == "name" { if (named) measurement = name; name = $4; named = 1; next }
+        { sub(/^:/, "", $3); print measurement, name, $3; named = 0 }'
 }
 
-# The names in the lines "measured  NAME: ..." of what the program printed.
-printed_names() { sed -nE 's/^measured +([a-z_]+):.*/\1/p' "$1"; }
+# Those of a journal's complete lines (a line is complete when it ends in a newline), and those of a result file.
+journal_samples() {
+    head -n "$(wc -l <"$1")" "$1" | grep -oE '\{"kind": ?"measurement".*' | tr -d ' ' | raw_samples
+}
+result_samples() {
+    "$program" results show "$1" --json | tr -d ' \n' | sed -E 's/.*"measurements":\[//; s/"checks":\[.*//' | raw_samples
+}
+
+# "NAME SAMPLES" of each measurement that the program told of: the lines on stderr, then the table on stdout.
+told_measurements() {
+    sed -nE 's/^.* meshwork: measured ([a-z_]+): .*, ([0-9]+) samples?, noise [-0-9.]+.*$/\1 \2/p' err
+    sed -nE 's/^measured +([a-z_]+): ([0-9]+) samples .*$/\1 \2/p' out
+}
 
 # How long a whole run takes, and from when on there is a journal: what the moments are spread over.
 command_line="meshwork ${words[*]}"
@@ -54,18 +67,32 @@ start_ms=$(($(milliseconds) - began))
 checks=$((checks + 1))
 await_end "$job" || fail "$command_line: still runs after $end_wait_s s"
 whole_ms=$(($(milliseconds) - began))
-expect_good 0 results show whole.h5
-mapfile -t measurements < <(printed_names out)
-checks=$((checks + 1))
-[ ${#measurements[@]} -eq 3 ] || fail "a whole run shows the measurements '${measurements[*]}'"
+mapfile -t told < <(told_measurements)
+checks=$((checks + 3))
+[ "${told[*]}" = "forward 8 step 8 phases 8 forward 8 step 8 phases 8" ] || fail "a whole run tells of '${told[*]}'"
+result_samples whole.h5 >whole
+[ "$(grep -cE ' \[(\[[-0-9.e]+,[-0-9.e]+\],?){8}\]$' whole)" -ge 3 ] || fail "no 8 samples of 2 ranks in whole.h5"
+[ "$(cut -d' ' -f1 whole | uniq | tr '\n' ' ')" = "forward step phases " ] || fail "whole.h5 has other measurements"
 
-shows() { # shows FILE NAME: the result has that measurement
+# What is owed after a kill: in the file $1, all that the journal holds, with its raw samples, and all that was told.
+expect_kept() {
+    local name samples rows
+    result_samples "$1" >kept
+    : >journalled
+    if [ -e seen ]; then journal_samples seen >journalled; fi
     checks=$((checks + 1))
-    "$program" results show "$1" >shown 2>&1 || fail "moment $moment: results show $1 failed: $(cat shown)"
-    printed_names shown | grep -x "$2" >/dev/null || fail "moment $moment (SEED=$SEED): $2 was measured and is not in $1"
+    if [ -e seen ] && ! cmp kept journalled >compared 2>&1; then
+        fail "$command_line: $1 has other samples than the journal: $(cat compared)"
+    fi
+    while read -r name samples; do
+        checks=$((checks + 1))
+        rows=$(awk -v name="$name" '$1 == name { print gsub(/\],\[/, "") + 1; exit }' kept)
+        [ "${rows:-none}" = "$samples" ] ||
+            fail "$command_line: $name was told with $samples samples, in $1 it has ${rows:-none}"
+    done < <(told_measurements)
 }
 
-journals=0 files=0 nothing=0
+journals=0 files=0 nothing=0 tellings=0
 for ((moment = 0; moment < moments; moment++)); do
     rm -rf ./r.* back.h5 seen
     command_line="moment $moment (SEED=$SEED)"
@@ -75,6 +102,7 @@ for ((moment = 0; moment < moments; moment++)); do
         sleep_up_to_ms "$whole_ms"
     else
         await_journal r.journal
+        ln r.journal seen 2>/dev/null # a finished run removes its journal: this keeps what it held
         sleep_up_to_ms $((whole_ms - start_ms))
     fi
     mapfile -t ranks < <(ranks_of "$job")
@@ -83,7 +111,7 @@ for ((moment = 0; moment < moments; moment++)); do
     else
         victims=("${ranks[@]}" "$job")
     fi
-    cp r.journal seen 2>/dev/null
+    [ -e seen ] || ln r.journal seen 2>/dev/null
     kill -9 "${victims[@]}" 2>/dev/null
 
     # The rest of the job must not outlive it for long.
@@ -95,31 +123,26 @@ for ((moment = 0; moment < moments; moment++)); do
 
     if [ -e r.h5 ]; then
         files=$((files + 1))
-        kept=r.h5
+        expect_kept r.h5
     elif [ -s r.journal ] && [ "$(wc -l <r.journal)" -gt 0 ]; then
         journals=$((journals + 1))
-        cp out printed
+        mv out told.out && mv err told.err
         expect_good 0 results recover r.journal -o back.h5
-        cp printed out
-        kept=back.h5
+        mv told.out out && mv told.err err
+        command_line="moment $moment (SEED=$SEED), recovered"
+        expect_kept back.h5
+        tellings=$((tellings + $(told_measurements | wc -l)))
     else
-        nothing=$((nothing + 1))
-        kept=''
+        nothing=$((nothing + 1)) checks=$((checks + 1))
+        [ -z "$(told_measurements)" ] || fail "$command_line: $(told_measurements) were told, and nothing is left"
     fi
-    # Owed: what the table on stdout shows, and what the journal held when the blow fell.
-    owed=$(
-        printed_names out
-        [ -e seen ] && journal_names seen
-        [ -e r.journal ] && journal_names r.journal
-    )
-    while read -r name; do
-        if [ -n "$kept" ]; then shows "$kept" "$name"; else fail "$command_line: $name was measured, and nothing is left"; fi
-    done < <(sort -u <<<"$owed" | grep .)
 done
 echo "$moments moments, a journal from $start_ms to $whole_ms ms: $files left a result file, $journals a journal, $nothing neither"
+echo "$tellings measurements were told before a kill that left a journal"
 
 # Moments that only ever met one of the three would prove little.
 checks=$((checks + 1))
 [ "$moments" -lt 20 ] || [ "$journals" -gt 0 ] || fail "no kill left a journal: the moments miss what matters"
+[ "$moments" -lt 20 ] || [ "$tellings" -gt 0 ] || fail "nothing was told before any kill: the moments miss what matters"
 expect_no_core
 finish

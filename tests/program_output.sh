@@ -12,6 +12,18 @@ only_files() { # the files that are there besides those of this script
     [ "$found" = "${1:+$1 }" ] || fail "$command_line: the folder holds '$found', expected '$1'"
 }
 
+# One line on stderr for each measurement, whatever goes to stdout.
+for words in '' --json '-o told.h5'; do
+    # shellcheck disable=SC2086 # two words
+    expect_good 2 dp2ep --samples 2 $words
+    checks=$((checks + 1))
+    told=$(sed -nE 's/^[0-9:]{8} meshwork: measured ([a-z]+): total, median [0-9.]+ [mun]?s, 2 samples, noise .*/\1/p' err | xargs)
+    [ "$told" = "forward step phases" ] || fail "$command_line: the lines on stderr tell of '$told'"
+    checks=$((checks + 1))
+    ! grep -q 'meshwork: measured' out || fail "$command_line: a line about a measurement is on stdout"
+done
+rm told.h5
+
 expect_good 2 dp2ep --samples 2
 only_files ''
 
@@ -81,9 +93,15 @@ fi
 # A full disk: 74 (or 73 when not even the journal's first line fits), and no file that looks complete.
 trap 'umount -q "$work/small" 2>/dev/null; leave' EXIT
 if [ "$(id -u)" -eq 0 ] && mkdir small && mount -t tmpfs -o size=16k tmpfs small 2>/dev/null; then
-    expect_error '74' 'space|full' 2 dp2ep --samples 2000 --max_noise 0 --timeout 20 -o small/r.h5
+    expect_error '74' 'space|full' 2 dp2ep --samples 60 --max_noise 0 -o small/r.h5
     checks=$((checks + 1))
     [ ! -e small/r.h5 ] || fail "a full disk left something called r.h5"
+    # What did not get into the journal was not told.
+    checks=$((checks + 1))
+    told=$(grep -c 'meshwork: measured' err) kept=$(grep -c '"kind": *"measurement"' small/r.journal)
+    if [ "$told" -ne "$kept" ] || [ "$told" -eq 0 ]; then
+        fail "$command_line: a full disk holds $kept measurements, $told were told"
+    fi
     head -c 16384 /dev/zero >small/fill 2>/dev/null
     run 2 dp2ep --samples 1 -o small/q.h5
     checks=$((checks + 1))

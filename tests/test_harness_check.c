@@ -255,6 +255,31 @@ static void messages_do_not_interleave(void **state)
     fclose(log);
 }
 
+static void a_prefix_says_what_the_error_is_about(void **state)
+{
+    (void)state;
+    Error error = {0};
+    assert_true(error_prefix(&error, "--mesh \"%s\"", "ep=3"));
+    assert_string_equal(error.what, "");
+    error_set(&error, EXIT_CODE_USAGE, "start 3 ranks", "3 is not %d", 2);
+    int line = error.line;
+    assert_false(error_prefix(&error, "--mesh \"%s\"", "ep=3"));
+    assert_string_equal(error.what, "--mesh \"ep=3\": 3 is not 2");
+    assert_string_equal(error.fix, "start 3 ranks");
+    assert_int_equal(error.exit_code, EXIT_CODE_USAGE);
+    assert_int_equal(error.line, line);
+    // Long words are cut, and leave room for what went wrong; what does not fit is cut too.
+    char words[2 * sizeof(error.what)];
+    memset(words, 'w', sizeof(words) - 1);
+    words[sizeof(words) - 1] = '\0';
+    assert_false(error_prefix(&error, "%s", words));
+    assert_string_equal(error.what + sizeof(error.what) / 2 - 1, ": --mesh \"ep=3\": 3 is not 2");
+    for (int i = 0; i < 3; i++)
+        error_prefix(&error, "%s", words);
+    assert_int_equal(strlen(error.what), sizeof(error.what) - 1);
+    assert_true(error_prefix(NULL, "nothing"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -268,6 +293,7 @@ int main(void)
         cmocka_unit_test(warnings_carry_the_rank_of_a_job),
         cmocka_unit_test(an_error_keeps_the_first_cause),
         cmocka_unit_test(an_error_cuts_what_is_too_long),
+        cmocka_unit_test(a_prefix_says_what_the_error_is_about),
         cmocka_unit_test(messages_do_not_interleave),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -68,6 +68,25 @@ static void odd_counts_are_told_as_they_are(void **state)
     ASSERT_CONTAINS(capture(play, &scene).text, "0 of 10, 0 %, 40 s so far, unknown time left\n");
 }
 
+static void play_line(void *context)
+{
+    const Run run = {.rank = *(int *)context, .ranks = 2};
+    close(STDOUT_FILENO);
+    progress_line(&run, "measured %s: %d samples", "step", 20);
+}
+
+static void a_line_is_told_at_once_and_by_rank_0(void **state)
+{
+    (void)state;
+    int rank = 0;
+    Captured line = capture(play_line, &rank);
+    ASSERT_CONTAINS(line.text, " meshwork: measured step: 20 samples\n");
+    assert_int_equal(capture_count(line.text, "\n"), 1);
+    assert_int_equal(line.text[2], ':'); // it begins with the time of day
+    rank = 1;
+    assert_string_equal(capture(play_line, &rank).text, "");
+}
+
 // The same scene with a terminal as stderr; returns what the terminal got.
 static void play_on_terminal(Scene *scene, const char *kind, char *text, size_t bytes)
 {
@@ -132,6 +151,7 @@ int main(void)
         cmocka_unit_test(a_log_gets_a_line_every_half_minute),
         cmocka_unit_test(only_rank_0_speaks_and_only_if_asked),
         cmocka_unit_test(odd_counts_are_told_as_they_are),
+        cmocka_unit_test(a_line_is_told_at_once_and_by_rank_0),
         cmocka_unit_test(a_terminal_gets_a_bar_that_clears_itself),
         cmocka_unit_test(a_dumb_terminal_is_a_log),
     };

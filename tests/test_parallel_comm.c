@@ -1,84 +1,60 @@
 // Collectives on the CPU against what their definitions say, whole and in short rounds; the sum in
 // rank order bit for bit; wire bytes; splitting; and the guards that keep two ranks off one GPU.
 // ranks: 1 2 3 4 8
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
-#include <cmocka.h>
-
-#include "harness/random.h"
-#include "parallel/comm_link.h"
-
-typedef struct Setting {
-    Comm comm;
-    Stream stream;
-    uint64_t seed; // the same on every rank
-} Setting;
-
-static void *allocate(uint64_t bytes)
-{
-    void *memory = calloc(bytes ? bytes : 1, 1);
-    assert_non_null(memory);
-    return memory;
-}
+#include "tests/parallel_values.h"
 
 // Byte i of what rank `source` has for rank `target`.
-static uint8_t byte_of(const Setting *setting, int source, int target, uint64_t i)
+static uint8_t byte_of(const TestJob *job, int source, int target, uint64_t i)
 {
-    return (uint8_t)random_block(setting->seed, (uint32_t)(source * 64 + target), i).word[0];
+    return (uint8_t)random_block(job->seed, (uint32_t)(source * 64 + target), i).word[0];
 }
 
-static void expect_block(const Setting *setting, const uint8_t *found, uint64_t bytes, int source,
+static void expect_block(const TestJob *job, const uint8_t *found, uint64_t bytes, int source,
                          int target)
 {
     for (uint64_t i = 0; i < bytes; i++) {
-        uint8_t expected = byte_of(setting, source, target, i);
+        uint8_t expected = byte_of(job, source, target, i);
         if (found[i] != expected)
             fail_msg("rank %d: byte %llu of %llu from rank %d is %d, expected %d (seed %llu)",
-                     setting->comm.rank, (unsigned long long)i, (unsigned long long)bytes, source,
-                     found[i], expected, (unsigned long long)setting->seed);
+                     job->comm.rank, (unsigned long long)i, (unsigned long long)bytes, source,
+                     found[i], expected, (unsigned long long)job->seed);
     }
 }
 
 // Runs a check with the real longest message, then with ones that force rounds that do and do not
 // divide.
-static void with_short_messages(const Setting *setting, void (*check)(const Setting *))
+static void with_short_messages(const TestJob *job, void (*check)(const TestJob *))
 {
     static const uint64_t limits[] = {(uint64_t)1 << 30, 64, 24, 8};
     for (size_t i = 0; i < COUNT_OF(limits); i++) {
-        if (setting->comm.link)
-            setting->comm.link->message_bytes_max = limits[i];
-        check(setting);
+        if (job->comm.link)
+            job->comm.link->message_bytes_max = limits[i];
+        check(job);
     }
-    if (setting->comm.link)
-        setting->comm.link->message_bytes_max = limits[0];
+    if (job->comm.link)
+        job->comm.link->message_bytes_max = limits[0];
 }
 
 static const uint64_t block_sizes[] = {0, 1, 7, 64, 65, 1000};
 
-static void check_all_gather(const Setting *setting)
+static void check_all_gather(const TestJob *job)
 {
-    Comm comm = setting->comm;
+    Comm comm = job->comm;
     for (size_t size = 0; size < COUNT_OF(block_sizes); size++) {
         uint64_t bytes = block_sizes[size];
-        uint8_t *mine = allocate(bytes), *all = allocate(bytes * (uint64_t)comm.ranks);
+        uint8_t *mine = host_memory(bytes), *all = host_memory(bytes * (uint64_t)comm.ranks);
         for (uint64_t i = 0; i < bytes; i++)
-            mine[i] = byte_of(setting, comm.rank, 0, i);
+            mine[i] = byte_of(job, comm.rank, 0, i);
         for (int host = 0; host < 2; host++) {
             memset(all, 0xEE, bytes * (uint64_t)comm.ranks);
             if (host)
                 comm_gather_host(comm, mine, all, bytes);
             else
-                comm_all_gather(comm, mine, all, bytes, setting->stream);
+                comm_all_gather(comm, mine, all, bytes, job->stream);
             for (int rank = 0; rank < comm.ranks; rank++)
-                expect_block(setting, all + (uint64_t)rank * bytes, bytes, rank, 0);
+                expect_block(job, all + (uint64_t)rank * bytes, bytes, rank, 0);
         }
         free(mine);
         free(all);
@@ -90,17 +66,17 @@ static void test_all_gather(void **state)
     with_short_messages(*state, check_all_gather);
 }
 
-static void check_all_to_all(const Setting *setting)
+static void check_all_to_all(const TestJob *job)
 {
-    Comm comm = setting->comm;
+    Comm comm = job->comm;
     for (size_t size = 0; size < COUNT_OF(block_sizes); size++) {
         uint64_t bytes = block_sizes[size], total = bytes * (uint64_t)comm.ranks;
-        uint8_t *send = allocate(total), *receive = allocate(total);
+        uint8_t *send = host_memory(total), *receive = host_memory(total);
         for (uint64_t i = 0; i < total; i++)
-            send[i] = byte_of(setting, comm.rank, (int)(i / bytes), i % bytes);
-        comm_all_to_all(comm, send, receive, bytes, setting->stream);
+            send[i] = byte_of(job, comm.rank, (int)(i / bytes), i % bytes);
+        comm_all_to_all(comm, send, receive, bytes, job->stream);
         for (int rank = 0; rank < comm.ranks; rank++)
-            expect_block(setting, receive + (uint64_t)rank * bytes, bytes, rank, comm.rank);
+            expect_block(job, receive + (uint64_t)rank * bytes, bytes, rank, comm.rank);
         free(send);
         free(receive);
     }
@@ -112,18 +88,18 @@ static void test_all_to_all(void **state)
 }
 
 // Sizes that differ for every pair, a third of them 0.
-static uint64_t size_between(const Setting *setting, int source, int target)
+static uint64_t size_between(const TestJob *job, int source, int target)
 {
-    RandomBlock block = random_block(setting->seed, 1000, (uint64_t)(source * 64 + target));
+    RandomBlock block = random_block(job->seed, 1000, (uint64_t)(source * 64 + target));
     return block.word[0] % 3 == 0 ? 0 : block.word[1] % 300;
 }
 
 // Offsets `stride` bytes apart, in reserved address space of which only what is used becomes
 // memory.
-static void check_all_to_all_v_at(const Setting *setting, uint64_t stride)
+static void check_all_to_all_v_at(const TestJob *job, uint64_t stride)
 {
     enum { RANKS_MAX = 64 };
-    Comm comm = setting->comm;
+    Comm comm = job->comm;
     uint64_t send_bytes[RANKS_MAX] = {0}, receive_bytes[RANKS_MAX] = {0}, offsets[RANKS_MAX] = {0};
     uint64_t reserve = stride * (uint64_t)comm.ranks + 4096;
     uint8_t *area = mmap(NULL, 2 * reserve, PROT_READ | PROT_WRITE,
@@ -131,17 +107,17 @@ static void check_all_to_all_v_at(const Setting *setting, uint64_t stride)
     assert_ptr_not_equal(area, MAP_FAILED);
     uint8_t *send = area, *receive = area + reserve;
     for (int rank = 0; rank < comm.ranks; rank++) {
-        send_bytes[rank] = size_between(setting, comm.rank, rank);
-        receive_bytes[rank] = size_between(setting, rank, comm.rank);
+        send_bytes[rank] = size_between(job, comm.rank, rank);
+        receive_bytes[rank] = size_between(job, rank, comm.rank);
         offsets[rank] = stride * (uint64_t)rank;
         for (uint64_t i = 0; i < send_bytes[rank]; i++)
-            send[offsets[rank] + i] = byte_of(setting, comm.rank, rank, i);
+            send[offsets[rank] + i] = byte_of(job, comm.rank, rank, i);
     }
     comm_take_wire_bytes(comm);
     comm_all_to_all_v(comm, send, send_bytes, offsets, receive, receive_bytes, offsets);
     uint64_t sent = 0;
     for (int rank = 0; rank < comm.ranks; rank++) {
-        expect_block(setting, receive + offsets[rank], receive_bytes[rank], rank, comm.rank);
+        expect_block(job, receive + offsets[rank], receive_bytes[rank], rank, comm.rank);
         assert_int_equal(receive[offsets[rank] + receive_bytes[rank]], 0); // nothing behind it
         sent += rank == comm.rank ? 0 : send_bytes[rank];
     }
@@ -149,9 +125,9 @@ static void check_all_to_all_v_at(const Setting *setting, uint64_t stride)
     munmap(area, 2 * reserve);
 }
 
-static void check_all_to_all_v(const Setting *setting)
+static void check_all_to_all_v(const TestJob *job)
 {
-    check_all_to_all_v_at(setting, 301);
+    check_all_to_all_v_at(job, 301);
 }
 
 static void test_all_to_all_v(void **state)
@@ -165,84 +141,25 @@ static void test_all_to_all_v_far(void **state)
     check_all_to_all_v_at(*state, (uint64_t)3 << 30);
 }
 
-// Integers in f32 and f64 keep every order of sums exact, so that one expectation serves all.
-static double value_of(const Setting *setting, int rank, int64_t i)
-{
-    return (double)(random_block(setting->seed, 2000 + (uint32_t)rank, (uint64_t)i).word[0] % 7) -
-           3;
-}
-
-static void set_value(void *array, DType dtype, int64_t i, double value)
-{
-    if (dtype == DTYPE_F32)
-        ((float *)array)[i] = (float)value;
-    else if (dtype == DTYPE_F64)
-        ((double *)array)[i] = value;
-    else if (dtype == DTYPE_I32)
-        ((int32_t *)array)[i] = (int32_t)value;
-    else
-        ((int64_t *)array)[i] = (int64_t)value;
-}
-
-static double get_value(const void *array, DType dtype, int64_t i)
-{
-    if (dtype == DTYPE_F32)
-        return ((const float *)array)[i];
-    if (dtype == DTYPE_F64)
-        return ((const double *)array)[i];
-    return dtype == DTYPE_I32 ? ((const int32_t *)array)[i] : (double)((const int64_t *)array)[i];
-}
-
-static double expected_reduction(const Setting *setting, CommOp op, int64_t i)
-{
-    double result = value_of(setting, 0, i);
-    for (int rank = 1; rank < setting->comm.ranks; rank++) {
-        double value = value_of(setting, rank, i);
-        switch (op) {
-        case COMM_SUM:
-        case COMM_AVG:
-            result += value;
-            break;
-        case COMM_PRODUCT:
-            result *= value;
-            break;
-        case COMM_MAX:
-            result = value > result ? value : result;
-            break;
-        case COMM_MIN:
-            result = value < result ? value : result;
-            break;
-        }
-    }
-    return op == COMM_AVG ? result / setting->comm.ranks : result;
-}
-
-static void check_reduction(const Setting *setting, DType dtype, CommOp op, bool in_place)
+static void check_reduction(const TestJob *job, DType dtype, CommOp op, bool in_place)
 {
     enum { COUNT = 37 };
     double in[COUNT], out[COUNT] = {0}; // room for any of the types
     for (int64_t i = 0; i < COUNT; i++)
-        set_value(in, dtype, i, value_of(setting, setting->comm.rank, i));
+        set_value(in, dtype, i, small_value(job, job->comm.rank, i));
     void *result = in_place ? in : out;
-    comm_all_reduce(setting->comm, in, result, COUNT, dtype, op, setting->stream);
-    for (int64_t i = 0; i < COUNT; i++) {
-        double expected = expected_reduction(setting, op, i), found = get_value(result, dtype, i);
-        if (dtype == DTYPE_F32)
-            expected = (float)expected;
-        if (found != expected)
-            fail_msg("all-reduce %s op %d [%lld]: found %g, expected %g", dtype_row(dtype)->name,
-                     (int)op, (long long)i, found, expected);
-    }
+    comm_all_reduce(job->comm, in, result, COUNT, dtype, op, job->stream);
+    expect_reduction(job, dtype, op, result, COUNT);
 }
 
-static void check_all_reduce(const Setting *setting)
+static void check_all_reduce(const TestJob *job)
 {
     static const DType dtypes[] = {DTYPE_F32, DTYPE_F64, DTYPE_I32, DTYPE_I64};
     for (size_t d = 0; d < COUNT_OF(dtypes); d++)
         for (CommOp op = COMM_SUM; op <= COMM_MIN; op++)
             for (int in_place = 0; in_place < 2; in_place++)
                 if (op != COMM_AVG || dtypes[d] == DTYPE_F32 || dtypes[d] == DTYPE_F64)
-                    check_reduction(setting, dtypes[d], op, in_place);
+                    check_reduction(job, dtypes[d], op, in_place);
 }
 
 static void test_all_reduce(void **state)
@@ -250,16 +167,16 @@ static void test_all_reduce(void **state)
     with_short_messages(*state, check_all_reduce);
 }
 
-static void check_broadcast(const Setting *setting)
+static void check_broadcast(const TestJob *job)
 {
-    for (int root = 0; root < setting->comm.ranks; root++)
+    for (int root = 0; root < job->comm.ranks; root++)
         for (size_t size = 0; size < COUNT_OF(block_sizes); size++) {
             uint64_t bytes = block_sizes[size];
-            uint8_t *data = allocate(bytes);
-            for (uint64_t i = 0; setting->comm.rank == root && i < bytes; i++)
-                data[i] = byte_of(setting, root, 1, i);
-            comm_broadcast(setting->comm, data, bytes, root, setting->stream);
-            expect_block(setting, data, bytes, root, 1);
+            uint8_t *data = host_memory(bytes);
+            for (uint64_t i = 0; job->comm.rank == root && i < bytes; i++)
+                data[i] = byte_of(job, root, 1, i);
+            comm_broadcast(job->comm, data, bytes, root, job->stream);
+            expect_block(job, data, bytes, root, 1);
             free(data);
         }
 }
@@ -269,42 +186,21 @@ static void test_broadcast(void **state)
     with_short_messages(*state, check_broadcast);
 }
 
-// Partials whose sum depends on the order: magnitudes over 12 decades, signs mixed.
-static float partial_of(const Setting *setting, int rank, int64_t i)
-{
-    uint32_t stream = 3000 + (uint32_t)rank;
-    float scale = 1;
-    for (uint32_t n = random_block(setting->seed, stream, (uint64_t)i).word[1] % 13; n > 0; n--)
-        scale *= 10;
-    return scale * random_normal(setting->seed, stream, (uint64_t)i);
-}
-
-static void check_ordered(const Setting *setting)
+static void check_ordered(const TestJob *job)
 {
     static const int64_t counts[] = {0, 1, 2, 3, 7, 8, 24, 1000, 1001};
-    Comm comm = setting->comm;
+    Comm comm = job->comm;
     int64_t order_matters = 0;
     for (size_t c = 0; c < COUNT_OF(counts); c++)
         for (int in_place = 0; in_place < 2; in_place++) {
             int64_t count = counts[c];
-            float *in = allocate((uint64_t)count * sizeof(float));
-            float *out = in_place ? in : allocate((uint64_t)count * sizeof(float));
-            void *scratch = allocate(comm_ordered_scratch_bytes(comm, count));
+            float *in = host_memory((uint64_t)count * sizeof(float));
+            float *out = in_place ? in : host_memory((uint64_t)count * sizeof(float));
+            void *scratch = host_memory(comm_ordered_scratch_bytes(comm, count));
             for (int64_t i = 0; i < count; i++)
-                in[i] = partial_of(setting, comm.rank, i);
-            comm_all_reduce_ordered(comm, in, out, count, scratch, setting->stream);
-            for (int64_t i = 0; i < count; i++) {
-                float expected = partial_of(setting, 0, i), backward = 0;
-                for (int rank = 1; rank < comm.ranks; rank++)
-                    expected += partial_of(setting, rank, i);
-                for (int rank = comm.ranks - 1; rank >= 0; rank--)
-                    backward += partial_of(setting, rank, i);
-                order_matters += expected != backward;
-                if (memcmp(&out[i], &expected, sizeof(float)) != 0)
-                    fail_msg("ordered sum of %lld [%lld]: found %.9g, expected %.9g (seed %llu)",
-                             (long long)count, (long long)i, (double)out[i], (double)expected,
-                             (unsigned long long)setting->seed);
-            }
+                in[i] = partial_of(job, comm.rank, i);
+            comm_all_reduce_ordered(comm, in, out, count, scratch, job->stream);
+            order_matters += expect_ordered_sum(job, out, count);
             free(scratch);
             free(in);
             if (!in_place)
@@ -322,20 +218,20 @@ static void test_ordered_sum(void **state)
 // Bytes that an ideal algorithm sends, by hand: none for a group of one.
 static void test_wire_bytes(void **state)
 {
-    const Setting *setting = *state;
-    Comm comm = setting->comm;
+    const TestJob *job = *state;
+    Comm comm = job->comm;
     uint64_t others = (uint64_t)comm.ranks - 1, ranks = (uint64_t)comm.ranks;
-    uint8_t *a = allocate(64 * ranks), *b = allocate(64 * ranks);
+    uint8_t *a = host_memory(64 * ranks), *b = host_memory(64 * ranks);
     comm_take_wire_bytes(comm);
-    comm_all_gather(comm, a, b, 64, setting->stream);
+    comm_all_gather(comm, a, b, 64, job->stream);
     assert_int_equal(comm_take_wire_bytes(comm), 64 * others);
-    comm_all_to_all(comm, a, b, 32, setting->stream);
+    comm_all_to_all(comm, a, b, 32, job->stream);
     assert_int_equal(comm_take_wire_bytes(comm), 32 * others);
-    comm_broadcast(comm, a, 48, 0, setting->stream);
+    comm_broadcast(comm, a, 48, 0, job->stream);
     assert_int_equal(comm_take_wire_bytes(comm), comm.rank == 0 ? 48 * others : 0);
-    comm_all_reduce(comm, a, b, (int64_t)(2 * ranks), DTYPE_F64, COMM_SUM, setting->stream);
+    comm_all_reduce(comm, a, b, (int64_t)(2 * ranks), DTYPE_F64, COMM_SUM, job->stream);
     assert_int_equal(comm_take_wire_bytes(comm), 2 * 16 * others);
-    comm_barrier(comm, setting->stream);
+    comm_barrier(comm, job->stream);
     assert_int_equal(comm_take_wire_bytes(comm), 0);
     assert_int_equal(comm_take_wire_bytes(comm), 0);
     free(a);
@@ -344,8 +240,8 @@ static void test_wire_bytes(void **state)
 
 static void test_maximum(void **state)
 {
-    const Setting *setting = *state;
-    Comm comm = setting->comm;
+    const TestJob *job = *state;
+    Comm comm = job->comm;
     for (int chosen = 0; chosen < comm.ranks; chosen++) {
         int64_t mine = comm.rank == chosen ? INT64_MAX - chosen : -chosen - comm.rank;
         assert_int_equal(comm_maximum(comm, mine), INT64_MAX - chosen);
@@ -356,8 +252,8 @@ static void test_maximum(void **state)
 // Odd and even ranks apart, in falling order; groups of one have no link.
 static void test_split(void **state)
 {
-    const Setting *setting = *state;
-    Comm parent = setting->comm;
+    const TestJob *job = *state;
+    Comm parent = job->comm;
     Comm group = comm_split(parent, parent.rank % 2, -parent.rank);
     int expected = (parent.ranks + (parent.rank % 2 == 0)) / 2;
     assert_int_equal(group.ranks, expected);
@@ -417,30 +313,21 @@ static void test_versions(void **state)
 
 int main(int argc, char **argv)
 {
-    // A rank that fails an assertion takes the job down instead of leaving the others waiting for
-    // it.
-    setenv("CMOCKA_TEST_ABORT", "1", 1);
-    Run *run = run_create(argc, argv, "test_parallel_comm", true);
-    Setting setting = {.comm = comm_create_world(run, DEVICE_CPU, 0),
-                       .stream = stream_create(DEVICE_CPU)};
-    setting.seed = (uint64_t)comm_maximum(setting.comm, time(NULL));
+    TestJob job = test_job_begin(argc, argv, DEVICE_CPU);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_prestate(test_all_gather, &setting),
-        cmocka_unit_test_prestate(test_all_to_all, &setting),
-        cmocka_unit_test_prestate(test_all_to_all_v, &setting),
-        cmocka_unit_test_prestate(test_all_to_all_v_far, &setting),
-        cmocka_unit_test_prestate(test_all_reduce, &setting),
-        cmocka_unit_test_prestate(test_broadcast, &setting),
-        cmocka_unit_test_prestate(test_ordered_sum, &setting),
-        cmocka_unit_test_prestate(test_wire_bytes, &setting),
-        cmocka_unit_test_prestate(test_maximum, &setting),
-        cmocka_unit_test_prestate(test_split, &setting),
+        cmocka_unit_test_prestate(test_all_gather, &job),
+        cmocka_unit_test_prestate(test_all_to_all, &job),
+        cmocka_unit_test_prestate(test_grouped_exchange, &job),
+        cmocka_unit_test_prestate(test_all_to_all_v, &job),
+        cmocka_unit_test_prestate(test_all_to_all_v_far, &job),
+        cmocka_unit_test_prestate(test_all_reduce, &job),
+        cmocka_unit_test_prestate(test_broadcast, &job),
+        cmocka_unit_test_prestate(test_ordered_sum, &job),
+        cmocka_unit_test_prestate(test_wire_bytes, &job),
+        cmocka_unit_test_prestate(test_maximum, &job),
+        cmocka_unit_test_prestate(test_split, &job),
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_versions),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    comm_destroy(&setting.comm);
-    stream_destroy(setting.stream);
-    run_destroy(run);
-    return failed;
+    return test_job_end(&job, cmocka_run_group_tests(tests, NULL, NULL));
 }

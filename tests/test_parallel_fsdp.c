@@ -2,21 +2,10 @@
 // is what was put in, gradients are sums in rank order, memory holds its bound, bytes are as
 // planned.
 // ranks: 1 2 3 4 6 8
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-
-#include <cmocka.h>
-
 #include "harness/bf16.h"
-#include "harness/random.h"
 #include "parallel/fsdp.h"
 #include "parallel/shard.h"
+#include "tests/parallel_job.h"
 
 enum { TRIALS = 60, PARAMETERS_MAX = 12, UNITS_MAX = 4 };
 
@@ -317,16 +306,15 @@ static void test_far_plan(void **state)
 
 int main(int argc, char **argv)
 {
-    setenv("CMOCKA_TEST_ABORT", "1", 1);
-    Run *run = run_create(argc, argv, "test_parallel_fsdp", true);
-    Setting s = {.world = comm_create_world(run, DEVICE_CPU, 0),
+    TestJob job = test_job_begin(argc, argv, DEVICE_CPU);
+    Setting s = {.world = job.comm,
                  .alone = {.rank = 0, .ranks = 1},
-                 .stream = stream_create(DEVICE_CPU)};
+                 .stream = job.stream,
+                 .seed = job.seed};
     int replicas = s.world.ranks % 2 == 0 && s.world.ranks > 2 ? 2 : 1;
     int shards = s.world.ranks / replicas;
     s.shard = comm_split(s.world, s.world.rank / shards, s.world.rank);
     s.replica = comm_split(s.world, s.world.rank % shards, s.world.rank);
-    s.seed = (uint64_t)comm_maximum(s.world, time(NULL));
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_random, &s),
         cmocka_unit_test(test_far_plan),
@@ -334,8 +322,5 @@ int main(int argc, char **argv)
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     comm_destroy(&s.shard);
     comm_destroy(&s.replica);
-    comm_destroy(&s.world);
-    stream_destroy(s.stream);
-    run_destroy(run);
-    return failed;
+    return test_job_end(&job, failed);
 }

@@ -1,17 +1,8 @@
 // The mesh: every layout that parses and every message of those that do not, coordinates,
 // selections, and communicators that join the right ranks.
 // ranks: 1 2 4 6 8
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
 #include "parallel/mesh.h"
+#include "tests/parallel_job.h"
 
 static void expect_contains(const char *layout, const char *text, const char *part)
 {
@@ -79,7 +70,7 @@ static void test_layouts_that_do_not(void **state)
         {"EP=2", 2, "there is no axis 'EP'", "replica, dp, ep, tp"},
         {" ep=2", 2, "there is no axis ' ep'", "replica, dp, ep, tp"},
         {"ep=2,ep=1", 2, "axis 'ep' is there twice", "once"},
-        {"dp=1,ep=1,tp=1,replica=1,dp=1", 1, "has more than 4 axes", "leave out"},
+        {"dp=1,ep=1,tp=1,replica=1,dp=1", 1, "more than 4 axes", "leave out"},
         {"dp=*,ep=*", 4, "both dp and ep are '*'", "one axis"},
         {"dp=2,ep=2", 8, "multiply to 4, but the job has 8 ranks", "or start 4 ranks"},
         {"ep=2", 1, "multiply to 2, but the job has 1 rank", "--mesh ep=1;"},
@@ -96,6 +87,9 @@ static void test_layouts_that_do_not(void **state)
         if (mesh_parse(rows[row].layout, rows[row].ranks, &mesh, &error))
             fail_msg("'%s' over %d was accepted", name, rows[row].ranks);
         assert_int_equal(error.exit_code, EXIT_CODE_USAGE);
+        char option[160];
+        snprintf(option, sizeof(option), "--mesh \"%.80s\": ", rows[row].layout ? name : "");
+        assert_ptr_equal(strstr(error.what, option), error.what);
         expect_contains(name, error.what, rows[row].what);
         expect_contains(name, error.fix, rows[row].fix);
     }
@@ -201,11 +195,11 @@ static void test_selections_that_fail(void **state)
     static const struct {
         const char *names, *what, *fix;
     } rows[] = {
-        {"dp", "there is no axis 'dp'", "the mesh has replica, ep"},
-        {"replic*ep", "there is no axis 'replic'", "did you mean 'replica'?"},
+        {"dp", "the mesh has no axis 'dp', only replica, ep", "such as replica*ep"},
+        {"replic*ep", "the mesh has no axis 'replic'", "did you mean 'replica'?"},
         {"ep*ep", "axis 'ep' is selected twice", "once"},
-        {"ep*", "there is no axis ''", "the mesh has replica, ep"},
-        {"*", "there is no axis ''", "the mesh has replica, ep"},
+        {"ep*", "a name is missing before or behind '*'; the mesh has replica, ep", "replica*ep"},
+        {"*", "a name is missing", "replica*ep"},
     };
     for (size_t row = 0; row < COUNT_OF(rows); row++) {
         MeshAxes axes;
@@ -240,7 +234,7 @@ static void check_group(const Mesh *mesh, const MeshAxes *axes, Comm comm)
 
 static void test_groups(void **state)
 {
-    Comm world = *(Comm *)*state;
+    Comm world = ((const TestJob *)*state)->comm;
     static const char *const layouts[] = {
         "ep=*",          "dp=2,ep=*", "dp=*,ep=2", "dp=3,tp=*", "replica=2,dp=*,ep=1,tp=2",
         "dp=1,ep=*,tp=1"};
@@ -274,11 +268,7 @@ static void test_groups(void **state)
 
 int main(int argc, char **argv)
 {
-    // A rank that fails an assertion takes the job down instead of leaving the others waiting for
-    // it.
-    setenv("CMOCKA_TEST_ABORT", "1", 1);
-    Run *run = run_create(argc, argv, "test_parallel_mesh", true);
-    Comm world = comm_create_world(run, DEVICE_CPU, 0);
+    TestJob job = test_job_begin(argc, argv, DEVICE_CPU);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_layouts_that_parse),
         cmocka_unit_test(test_layouts_that_do_not),
@@ -286,10 +276,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_hostile_layouts),
         cmocka_unit_test(test_selections),
         cmocka_unit_test(test_selections_that_fail),
-        cmocka_unit_test_prestate(test_groups, &world),
+        cmocka_unit_test_prestate(test_groups, &job),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    comm_destroy(&world);
-    run_destroy(run);
-    return failed;
+    return test_job_end(&job, cmocka_run_group_tests(tests, NULL, NULL));
 }

@@ -2,47 +2,29 @@
 // returned there, round after round, on several channels, in replayed graphs, when a rank is late.
 // ranks: 2
 // labels: gpu2
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
-#include "harness/random.h"
 #include "kernels/reduce.h"
 #include "parallel/peer.h"
-
-typedef struct Setting {
-    Comm comm;
-    Stream stream;
-    Arena *arena;
-    uint64_t seed;
-} Setting;
+#include "tests/parallel_job.h"
 
 enum { BLOCK_FLOATS = 50000, ROUNDS = 10 };
 static const uint64_t block_bytes = BLOCK_FLOATS * sizeof(float);
 
-static float float_of(const Setting *s, int source, int round, int64_t i)
+static float float_of(const TestJob *s, int source, int round, int64_t i)
 {
     return random_normal(s->seed, (uint32_t)(source * 1000 + round), (uint64_t)i);
 }
 
-static float *floats(const Setting *s, int source, int round)
+static float *floats(const TestJob *s, int source, int round)
 {
-    float *host = malloc(block_bytes);
-    assert_non_null(host);
+    float *host = host_memory(block_bytes);
     for (int64_t i = 0; i < BLOCK_FLOATS; i++)
         host[i] = float_of(s, source, round, i);
     return host;
 }
 
-static Peer *open_peer(const Setting *s, PeerKind kind)
+static Peer *open_peer(const TestJob *s, PeerKind kind)
 {
     char why[512] = "";
     Peer *peer =
@@ -57,7 +39,7 @@ static Peer *open_peer(const Setting *s, PeerKind kind)
 // Stores this rank's block into every rank's buffer (a kernel: the sum of one part is a copy),
 // meets, keeps what arrived, and meets again so that the next round does not overwrite what is
 // still being kept.
-static void enqueue_round(const Setting *s, Peer *peer, const float *block, char *kept, int channel)
+static void enqueue_round(const TestJob *s, Peer *peer, const float *block, char *kept, int channel)
 {
     for (int rank = 0; rank < s->comm.ranks; rank++) {
         SumParts copy = {.parts = 1,
@@ -74,13 +56,10 @@ static void enqueue_round(const Setting *s, Peer *peer, const float *block, char
     peer_barrier(peer, channel, s->stream);
 }
 
-static void check_kept(const Setting *s, const char *kept, int round)
+static void check_kept(const TestJob *s, const char *kept, int round)
 {
     uint64_t bytes = block_bytes * (uint64_t)s->comm.ranks;
-    float *found = malloc(bytes);
-    assert_non_null(found);
-    device_copy(found, kept, bytes, s->stream);
-    stream_wait(s->stream);
+    float *found = host_copy(kept, bytes, s->stream);
     for (int rank = 0; rank < s->comm.ranks; rank++)
         for (int64_t i = 0; i < BLOCK_FLOATS; i++) {
             float expected = float_of(s, rank, round, i);
@@ -93,7 +72,7 @@ static void check_kept(const Setting *s, const char *kept, int round)
 }
 
 // All rounds are enqueued before any is looked at; one rank is late now and then.
-static void check_rounds(const Setting *s, PeerKind kind)
+static void check_rounds(const TestJob *s, PeerKind kind)
 {
     Peer *peer = open_peer(s, kind);
     ArenaMark mark = arena_mark(s->arena);
@@ -102,9 +81,7 @@ static void check_rounds(const Setting *s, PeerKind kind)
     char *kept = arena_push(s->arena, ROUNDS * bytes, MEMORY_COMMUNICATION);
     for (int round = 0; round < ROUNDS; round++) {
         float *host = floats(s, s->comm.rank, round);
-        device_copy(blocks + round * BLOCK_FLOATS, host, block_bytes, s->stream);
-        stream_wait(s->stream);
-        free(host);
+        put_and_free(blocks + round * BLOCK_FLOATS, host, block_bytes, s->stream);
     }
     for (int round = 0; round < ROUNDS; round++) {
         if (round % 3 == s->comm.rank)
@@ -119,7 +96,7 @@ static void check_rounds(const Setting *s, PeerKind kind)
 }
 
 // The same graph again and again: its barriers must take new sequence numbers each time.
-static void check_replays(const Setting *s, PeerKind kind)
+static void check_replays(const TestJob *s, PeerKind kind)
 {
     Peer *peer = open_peer(s, kind);
     ArenaMark mark = arena_mark(s->arena);
@@ -160,30 +137,10 @@ static void test_ipc(void **state)
 
 int main(int argc, char **argv)
 {
-    // A rank that fails an assertion takes the job down instead of leaving the others waiting for
-    // it.
-    setenv("CMOCKA_TEST_ABORT", "1", 1);
-    Run *run = run_create(argc, argv, "test_parallel_peer_gpu", true);
-    char why[DEVICE_TEXT_BYTES] = "";
-    if (device_count(DEVICE_CUDA, why, sizeof(why)) < run->local_ranks) {
-        if (run->rank == 0)
-            fprintf(stderr, "skipped: fewer GPUs than ranks on this host %s\n", why);
-        run_destroy(run);
-        return EXIT_CODE_SKIPPED;
-    }
-    device_select(DEVICE_CUDA, run->local_rank);
-    Setting setting = {.comm = comm_create_world(run, DEVICE_CUDA, run->local_rank),
-                       .stream = stream_create(DEVICE_CUDA),
-                       .arena = arena_create(MEMORY_DEVICE, DEVICE_CUDA)};
-    setting.seed = (uint64_t)comm_maximum(setting.comm, time(NULL));
+    TestJob job = test_job_begin(argc, argv, DEVICE_CUDA);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_prestate(test_window, &setting),
-        cmocka_unit_test_prestate(test_ipc, &setting),
+        cmocka_unit_test_prestate(test_window, &job),
+        cmocka_unit_test_prestate(test_ipc, &job),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    arena_destroy(setting.arena);
-    stream_destroy(setting.stream);
-    comm_destroy(&setting.comm);
-    run_destroy(run);
-    return failed;
+    return test_job_end(&job, cmocka_run_group_tests(tests, NULL, NULL));
 }

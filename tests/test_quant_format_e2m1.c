@@ -1,5 +1,4 @@
-// e2m1: every code against the formula, every encoder against its definition where roundings
-// differ, and the vectors of the public specifications and headers.
+// e2m1: the tests of format_cases.h, and these vectors of specifications and headers.
 #include "tests/format_cases.h"
 
 static const Vector vectors[] = {
@@ -19,30 +18,7 @@ static const Vector vectors[] = {
     {"cuda", 0x7F800000, 0x07},
 };
 
-static void codes_have_the_values_of_the_formula(void **state)
-{
-    (void)state;
-    expect_decoder(format_named("e2m1"));
-}
-
-static void encoders_round_as_defined(void **state)
-{
-    expect_encoders(*state, format_named("e2m1"));
-}
-
-static void specified_inputs_give_specified_codes(void **state)
-{
-    (void)state;
-    expect_vectors(format_named("e2m1"), vectors, COUNT_OF(vectors));
-}
-
 int main(void)
 {
-    Data data = data_create();
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(codes_have_the_values_of_the_formula),
-        cmocka_unit_test_prestate(encoders_round_as_defined, &data),
-        cmocka_unit_test(specified_inputs_give_specified_codes),
-    };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return format_test("e2m1", vectors, COUNT_OF(vectors));
 }

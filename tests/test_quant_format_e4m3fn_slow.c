@@ -2,14 +2,7 @@
 // labels: slow
 #include "tests/format_cases.h"
 
-static void all_floats_round_as_defined(void **state)
-{
-    (void)state;
-    expect_all_floats(format_named("e4m3fn"));
-}
-
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(all_floats_round_as_defined)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return format_test_all_floats("e4m3fn");
 }

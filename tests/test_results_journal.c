@@ -1,42 +1,14 @@
 // The journal: round trip, every way a file can be cut or damaged, a full disk, and kill -9 at
 // random moments.
-#include "tests/results_sample.h"
+#include "tests/results_folder.h"
 
-#include <fcntl.h>
-#include <signal.h>
 #include <sys/mount.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "harness/file.h"
 #include "results/journal.h"
 
-enum { KILLS = 100, PATH_BYTES = 256 };
-
-typedef struct Folder {
-    Sample *sample;
-    char path[PATH_BYTES];
-    char journal[PATH_BYTES + 16];
-} Folder;
-
-static int setup(void **state)
-{
-    Folder *folder = calloc(1, sizeof *folder);
-    folder->sample = *state;
-    sample_folder_create(folder->path, sizeof folder->path);
-    snprintf(folder->journal, sizeof folder->journal, "%s/r.journal", folder->path);
-    *state = folder;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    Folder *folder = *state;
-    sample_folder_destroy(folder->path);
-    free(folder);
-    return 0;
-}
+enum { KILLS = 100 };
 
 // Writes what a run would: header, measurements and checks in turn, the end if complete.
 static void write_journal(const char *path, const Result *result)
@@ -53,22 +25,6 @@ static void write_journal(const char *path, const Result *result)
         assert_true(journal_append(journal, line_of_end(result), &error));
     assert_error(error, 0);
     journal_destroy(journal);
-}
-
-static char *read_bytes(const char *path, uint64_t *bytes)
-{
-    Error error = {0};
-    char *data = file_read(path, 1ull << 30, bytes, &error);
-    assert_error(error, 0);
-    return data;
-}
-
-static void write_bytes(const char *path, const char *data, uint64_t bytes)
-{
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(data, 1, bytes, file), bytes);
-    assert_int_equal(fclose(file), 0);
 }
 
 static void test_round_trip(void **state)
@@ -365,15 +321,9 @@ static void fill_up(Sample *sample, const char *path)
 static void test_size_limit(void **state)
 {
     Folder *folder = *state;
-    struct rlimit before, small;
-    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
-    small = before;
-    small.rlim_cur = 60000;
-    signal(SIGXFSZ, SIG_IGN);
-    setrlimit(RLIMIT_FSIZE, &small);
+    struct rlimit before = size_limit_begin(60000);
     fill_up(folder->sample, folder->journal);
-    setrlimit(RLIMIT_FSIZE, &before);
-    signal(SIGXFSZ, SIG_DFL);
+    size_limit_end(&before);
 }
 
 static void test_full_disk(void **state)
@@ -471,24 +421,20 @@ static void test_kill(void **state)
 int main(void)
 {
     Sample sample = sample_create();
-#define JOURNAL_TEST(function)                                                                     \
-    {                                                                                              \
-#function, function, setup, teardown, &sample                                              \
-    }
     const struct CMUnitTest tests[] = {
-        JOURNAL_TEST(test_round_trip),
-        JOURNAL_TEST(test_header_only),
-        JOURNAL_TEST(test_every_cut),
-        JOURNAL_TEST(test_flipped_bits),
-        JOURNAL_TEST(test_foreign),
-        JOURNAL_TEST(test_impossible_lines),
-        JOURNAL_TEST(test_claims_without_data),
-        JOURNAL_TEST(test_unknown_kind_and_version),
-        JOURNAL_TEST(test_creation),
+        FOLDER_TEST(test_round_trip, &sample),
+        FOLDER_TEST(test_header_only, &sample),
+        FOLDER_TEST(test_every_cut, &sample),
+        FOLDER_TEST(test_flipped_bits, &sample),
+        FOLDER_TEST(test_foreign, &sample),
+        FOLDER_TEST(test_impossible_lines, &sample),
+        FOLDER_TEST(test_claims_without_data, &sample),
+        FOLDER_TEST(test_unknown_kind_and_version, &sample),
+        FOLDER_TEST(test_creation, &sample),
         cmocka_unit_test(test_path_for),
-        JOURNAL_TEST(test_size_limit),
-        JOURNAL_TEST(test_full_disk),
-        JOURNAL_TEST(test_kill),
+        FOLDER_TEST(test_size_limit, &sample),
+        FOLDER_TEST(test_full_disk, &sample),
+        FOLDER_TEST(test_kill, &sample),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,6 +7,8 @@
 #include "tests/results_sample.h"
 
 #include <dirent.h>
+#include <fcntl.h>
+#include <pthread.h>
 
 #include "harness/file.h"
 #include "results/journal.h"
@@ -251,6 +253,83 @@ static void write_nothing(const Place *place)
     result_writer_destroy(writer);
 }
 
+// Somebody who reads stderr so late that the pipe is full: the writer waits in the middle of
+// telling.
+typedef struct LateReader {
+    const Place *place;
+    int ends[2], stderr_before;
+    pthread_t thread;
+    bool journalled; // the measurement was in the journal while the line could not get out
+    char text[1024]; // what was told
+} LateReader;
+
+static void *read_late(void *context)
+{
+    enum { TRIES = 1000 };
+    LateReader *reader = context;
+    for (int i = 0; i < TRIES && !reader->journalled; i++) {
+        Result read;
+        Error error = {0};
+        usleep(10000);
+        if (!journal_read(reader->place->journal, &read, &error))
+            continue;
+        reader->journalled = read.measurement_count == 1;
+        result_destroy(&read);
+    }
+    size_t length = 0;
+    char byte;
+    while (read(reader->ends[0], &byte, 1) == 1)
+        if (byte != '\0' && length + 1 < sizeof reader->text)
+            reader->text[length++] = byte;
+    return NULL;
+}
+
+static void late_reader_begin(LateReader *reader)
+{
+    assert_int_equal(pipe(reader->ends), 0);
+    assert_int_equal(fcntl(reader->ends[1], F_SETFL, O_NONBLOCK), 0);
+    while (write(reader->ends[1], "", 1) == 1) {
+    }
+    assert_int_equal(fcntl(reader->ends[1], F_SETFL, 0), 0);
+    fflush(stderr);
+    reader->stderr_before = dup(STDERR_FILENO);
+    dup2(reader->ends[1], STDERR_FILENO);
+    close(reader->ends[1]);
+    assert_int_equal(pthread_create(&reader->thread, NULL, read_late, reader), 0);
+}
+
+static void late_reader_end(LateReader *reader)
+{
+    dup2(reader->stderr_before, STDERR_FILENO);
+    close(reader->stderr_before);
+    pthread_join(reader->thread, NULL);
+    close(reader->ends[0]);
+}
+
+// What is told is on disk already: it can be found there before its line gets out.
+static void tell_after_the_journal(const Place *place)
+{
+    bool first = place->run->rank == 0;
+    LateReader reader = {.place = place};
+    ResultWriter *writer = start(place, place->file);
+    if (first)
+        late_reader_begin(&reader);
+    add_measurement(place, writer, 1);
+    if (first) {
+        late_reader_end(&reader);
+        char samples[32];
+        snprintf(samples, sizeof samples, ", %d sample", samples_of(place, 1));
+        assert_true(reader.journalled);
+        assert_non_null(strstr(reader.text, " meshwork: measured m1: phase/0, median "));
+        assert_non_null(strstr(reader.text, samples));
+        assert_non_null(strstr(reader.text, ", noise "));
+        assert_ptr_equal(strchr(reader.text, '\n'), reader.text + strlen(reader.text) - 1);
+    }
+    result_writer_destroy(writer);
+    if (first)
+        unlink(place->journal);
+}
+
 // A run that is never finished leaves a journal from which the same file is made.
 static void leave_unfinished(const Place *place)
 {
@@ -279,6 +358,7 @@ static void test_writer(void **state)
 {
     Place *place = *state;
     write_nothing(place);
+    tell_after_the_journal(place);
     for (int round = 0; round < 3; round++) {
         place->seed += 1000000007u;
         write_and_check(place);

@@ -1,59 +1,22 @@
 // What `results show` prints: the table for people, the JSON object for machines, and the command
 // around both.
-#include "tests/results_sample.h"
+#include "tests/results_folder.h"
 
 #include <sys/wait.h>
 
 #include "harness/command.h"
-#include "harness/file.h"
 #include "results/journal.h"
 #include "results/statistics.h"
 #include "results/store.h"
 
-enum { PATH_BYTES = 256, TEXT_BYTES = 1 << 20 };
-
-typedef struct Folder {
-    Sample *sample;
-    char path[PATH_BYTES], file[PATH_BYTES + 16], journal[PATH_BYTES + 16], out[PATH_BYTES + 16];
-} Folder;
-
-static int setup(void **state)
-{
-    Folder *folder = calloc(1, sizeof *folder);
-    folder->sample = *state;
-    sample_folder_create(folder->path, sizeof folder->path);
-    snprintf(folder->file, sizeof folder->file, "%s/r.h5", folder->path);
-    snprintf(folder->journal, sizeof folder->journal, "%s/r.journal", folder->path);
-    snprintf(folder->out, sizeof folder->out, "%s/out", folder->path);
-    *state = folder;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    Folder *folder = *state;
-    sample_folder_destroy(folder->path);
-    free(folder);
-    return 0;
-}
+enum { TEXT_BYTES = 1 << 20 };
 
 // What result_show prints; the caller frees it.
 static char *shown(const Folder *folder, const Result *result, bool as_json)
 {
-    Error error = {0};
     uint64_t bytes;
-    fflush(stdout);
-    int saved = dup(STDOUT_FILENO);
-    FILE *file = fopen(folder->out, "w");
-    dup2(fileno(file), STDOUT_FILENO);
-    result_show(result, as_json);
-    fflush(stdout);
-    dup2(saved, STDOUT_FILENO);
-    close(saved);
-    fclose(file);
-    char *text = file_read(folder->out, TEXT_BYTES * 16, &bytes, &error);
-    assert_error(error, 0);
-    return text;
+    show_into(folder->out, result, as_json);
+    return read_bytes(folder->out, &bytes);
 }
 
 // Two ranks, eight samples: rank 0 takes 1 ms, rank 1 takes 2 ms and 8 us more each time.
@@ -346,13 +309,10 @@ static void test_command(void **state)
 int main(void)
 {
     Sample sample = sample_create();
-#define SHOW_TEST(function)                                                                        \
-    {                                                                                              \
-#function, function, setup, teardown, &sample                                              \
-    }
     const struct CMUnitTest tests[] = {
-        SHOW_TEST(test_table),       SHOW_TEST(test_json),    SHOW_TEST(test_json_random),
-        SHOW_TEST(test_odd_headers), SHOW_TEST(test_command),
+        FOLDER_TEST(test_table, &sample),       FOLDER_TEST(test_json, &sample),
+        FOLDER_TEST(test_json_random, &sample), FOLDER_TEST(test_odd_headers, &sample),
+        FOLDER_TEST(test_command, &sample),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,40 +1,13 @@
 // The HDF5 file: round trip, its layout seen through the library, files that lie, damage, and disks
 // that are full.
-#include "tests/results_sample.h"
+#include "tests/results_folder.h"
 
 #include <hdf5.h>
 #include <hdf5_hl.h>
-#include <signal.h>
-#include <sys/resource.h>
 
-#include "harness/file.h"
 #include "results/store.h"
 
-enum { PATH_BYTES = 256, FLIPS = 260, CUTS = 40 };
-
-typedef struct Folder {
-    Sample *sample;
-    char path[PATH_BYTES];
-    char file[PATH_BYTES + 16];
-} Folder;
-
-static int setup(void **state)
-{
-    Folder *folder = calloc(1, sizeof *folder);
-    folder->sample = *state;
-    sample_folder_create(folder->path, sizeof folder->path);
-    snprintf(folder->file, sizeof folder->file, "%s/r.h5", folder->path);
-    *state = folder;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    Folder *folder = *state;
-    sample_folder_destroy(folder->path);
-    free(folder);
-    return 0;
-}
+enum { FLIPS = 260, CUTS = 40 };
 
 static void write_result(const char *path, const Result *result)
 {
@@ -224,18 +197,12 @@ static void test_full_disk(void **state)
     Folder *folder = *state;
     Result old = sample_result(folder->sample, 1, 1), read;
     Result new = {.header = sample_header(folder->sample)};
-    struct rlimit before, small;
     Error full = {0}, error = {0};
     sample_push_measurement(folder->sample, &new, 4, 9000);
     write_result(folder->file, &old);
-    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
-    small = before;
-    small.rlim_cur = 50000;
-    signal(SIGXFSZ, SIG_IGN);
-    setrlimit(RLIMIT_FSIZE, &small);
+    struct rlimit before = size_limit_begin(50000);
     bool good = store_write(&new, folder->file, true, &full);
-    setrlimit(RLIMIT_FSIZE, &before);
-    signal(SIGXFSZ, SIG_DFL);
+    size_limit_end(&before);
     assert_false(good);
     assert_error(full, EXIT_CODE_IO);
     assert_true(store_read(folder->file, &read, &error));
@@ -246,14 +213,6 @@ static void test_full_disk(void **state)
     result_destroy(&read);
     result_destroy(&old);
     result_destroy(&new);
-}
-
-static void write_bytes(const char *path, const char *data, uint64_t bytes)
-{
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(data, 1, bytes, file), bytes);
-    assert_int_equal(fclose(file), 0);
 }
 
 static void expect_refused(const char *path, int exit_code, const char *part)
@@ -471,12 +430,10 @@ static void test_damage(void **state)
 {
     Folder *folder = *state;
     Result written = sample_result(folder->sample, 2, 3);
-    Error error = {0};
     uint64_t bytes = 0;
     int refused = 0, stopped = 0;
     write_result(folder->file, &written);
-    char *data = file_read(folder->file, 1ull << 30, &bytes, &error);
-    assert_error(error, 0);
+    char *data = read_bytes(folder->file, &bytes);
     char *damaged = malloc(bytes);
     for (int round = 0; round < FLIPS; round++) {
         memcpy(damaged, data, bytes);
@@ -501,16 +458,13 @@ int main(void)
 {
     Sample sample = sample_create();
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-#define STORE_TEST(function)                                                                       \
-    {                                                                                              \
-#function, function, setup, teardown, &sample                                              \
-    }
+    // The large one last: its heap makes every fork of the tests before it slow.
     const struct CMUnitTest tests[] = {
-        STORE_TEST(test_round_trip),  STORE_TEST(test_layout),    STORE_TEST(test_no_leaks),
-        STORE_TEST(test_overwriting), STORE_TEST(test_full_disk), STORE_TEST(test_foreign),
-        STORE_TEST(test_lies),        STORE_TEST(test_damage),
-        STORE_TEST(test_large), // last: a large heap makes every fork of the tests above slow
-
+        FOLDER_TEST(test_round_trip, &sample), FOLDER_TEST(test_layout, &sample),
+        FOLDER_TEST(test_no_leaks, &sample),   FOLDER_TEST(test_overwriting, &sample),
+        FOLDER_TEST(test_full_disk, &sample),  FOLDER_TEST(test_foreign, &sample),
+        FOLDER_TEST(test_lies, &sample),       FOLDER_TEST(test_damage, &sample),
+        FOLDER_TEST(test_large, &sample),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -135,17 +135,23 @@ static void test_seconds_read_back(void **state)
     }
 }
 
+static void test_shares(void **state)
+{
+    (void)state;
+    char text[64];
+    assert_string_equal(table_percent(0.0312, text, sizeof text), "3.1 %");
+    assert_string_equal(table_percent(0.312, text, sizeof text), "31 %");
+    assert_string_equal(table_percent(NAN, text, sizeof text), "-");
+}
+
 int main(void)
 {
     Sample sample = sample_create();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_layout),
-        cmocka_unit_test(test_characters),
-        cmocka_unit_test(test_no_rows),
-        cmocka_unit_test(test_many_rows),
-        cmocka_unit_test(test_seconds),
-        cmocka_unit_test(test_bytes_and_rates),
-        cmocka_unit_test_prestate(test_seconds_read_back, &sample),
+        cmocka_unit_test(test_layout),  cmocka_unit_test(test_characters),
+        cmocka_unit_test(test_no_rows), cmocka_unit_test(test_many_rows),
+        cmocka_unit_test(test_seconds), cmocka_unit_test(test_bytes_and_rates),
+        cmocka_unit_test(test_shares),  cmocka_unit_test_prestate(test_seconds_read_back, &sample),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -286,12 +286,13 @@ void layer_weights_fill(const LayerSource *source, int first_expert, int experts
 
 bool layer_read_tokens(const char *list, int data_ranks, int64_t *tokens, Error *error)
 {
+    const char *fix = "write one number for all, or one per data rank, such as --tokens 5,0,3,1";
     int count = 0;
     for (const char *at = list; at; count++) {
         char *end = NULL;
         long long value = strtoll(at, &end, 10);
         if (end == at || value < 0 || value > INT32_MAX || (*end != ',' && *end != '\0'))
-            return error_set(error, EXIT_CODE_USAGE, "one number, or one per data rank: 5,0,3,1",
+            return error_set(error, EXIT_CODE_USAGE, fix,
                              "--tokens \"%.80s\": no number from 0 to 2147483647 at \"%.20s\"",
                              list, at);
         if (count < data_ranks)
@@ -299,9 +300,9 @@ bool layer_read_tokens(const char *list, int data_ranks, int64_t *tokens, Error 
         at = *end == ',' ? end + 1 : NULL;
     }
     if (count != 1 && count != data_ranks)
-        return error_set(error, EXIT_CODE_USAGE, "one number, or one per data rank",
-                         "--tokens \"%.80s\" has %d numbers for %d data ranks", list, count,
-                         data_ranks);
+        return error_set(error, EXIT_CODE_USAGE, fix,
+                         "--tokens \"%.80s\" has %d numbers for %d data rank%s", list, count,
+                         data_ranks, data_ranks == 1 ? "" : "s");
     for (int i = 1; i < data_ranks && count == 1; i++)
         tokens[i] = tokens[0];
     return true;
@@ -315,7 +316,7 @@ bool layer_spread_create(const Mesh *mesh, const char *experts_on, const char *t
     const char *tp = mesh_find_axis(mesh, "tp") >= 0 ? "tp" : NULL;
     const char *default_experts = mesh_find_axis(mesh, "ep") >= 0 ? "ep" : NULL;
     if (!mesh_select(mesh, experts_on ? experts_on : default_experts, &spread->experts_axes, error))
-        return false;
+        return error_prefix(error, "--experts_on \"%.80s\"", experts_on);
     if (!mesh_select(mesh, tp, &tensor, error))
         return false;
     spread->replica_axes = mesh_others(mesh, &spread->experts_axes);
@@ -341,7 +342,8 @@ bool layer_spread_create(const Mesh *mesh, const char *experts_on, const char *t
     free(of_data);
     if (good && spread->tokens > INT32_MAX)
         good = error_set(error, EXIT_CODE_USAGE, "lower --tokens",
-                         "%lld tokens in all are more than 2147483647", (long long)spread->tokens);
+                         "--tokens \"%.80s\" makes %lld tokens in all, more than 2147483647",
+                         tokens_list, (long long)spread->tokens);
     return good;
 }
 

@@ -56,17 +56,22 @@ void lm_fill(const LmParameters *parameters, int parameter, const DTensor *part,
     const LmParameter *p = &parameters->parameter[parameter];
     int64_t length = part->local.shape[part->local.rank - 1];
     int64_t runs = length > 0 ? lm_runs(part) : 0;
-    for (int64_t run = 0; run < runs; run++)
+    for (int64_t run = 0, next; run < runs; run = next) {
+        int64_t first = lm_run_index(part, run);
+        next = run + 1; // runs that follow each other in the whole as well are one
+        while (next < runs && lm_run_index(part, next) == first + (next - run) * length)
+            next++;
         random_fill(&(RandomFill){.seed = seed,
                                   .stream = LM_STREAM_PARAMETERS + (uint32_t)parameter,
-                                  .first_row = lm_run_index(part, run),
-                                  .rows = length,
+                                  .first_row = first,
+                                  .rows = (next - run) * length,
                                   .columns = 1,
                                   .mean = p->mean,
                                   .deviation = p->deviation,
                                   .dtype = DTYPE_F32,
                                   .out = out + run * length},
                     stream);
+    }
     stream_wait(stream);
 }
 
