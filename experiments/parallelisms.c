@@ -8,6 +8,7 @@
 // (model/lm_oracle.h), which names the classic causes.
 #include "experiments/model/layer_file.h"
 #include "experiments/model/linear.h"
+#include "experiments/model/lm_cost_check.h"
 #include "experiments/model/lm_oracle.h"
 #include "experiments/model/lm_reference.h"
 #include "experiments/model/lm_timing.h"
@@ -84,7 +85,7 @@ static const Option options[] = {
      .doc = "say placements, collectives, bytes and memory of --mesh, whatever its ranks; run "
             "nothing"},
     {"exact", OPTION_SWITCH, FIELD(exact), "yes",
-     .doc = "one order of sums in dispatch and combine on every mesh"},
+     .doc = "one order of sums in dispatch and combine on every mesh, f32 sums over tp"},
     {"check", OPTION_SWITCH, FIELD(check), "yes", .doc = "compare with a 1-rank reference"},
     {"linear", OPTION_SWITCH, FIELD(linear), "no",
      .doc = "one Linear 8 -> 16 instead of a model, the same rows on every rank (--mode fsdp, tp)"},
@@ -324,72 +325,22 @@ static void train(Job *job)
             lm_gather_whole(job->run, job->trainer, fsdp_gradients(fsdp), &job->ours.last_gradient,
                             job->stream);
     }
+    memcpy(job->ours.bias, lm_trainer_expert_bias(job->trainer),
+           (size_t)(job->config.layers * job->config.moe.experts) * sizeof(float));
     if (check)
         lm_gather_whole(job->run, job->trainer, fsdp_values(fsdp), &job->ours.values, job->stream);
-}
-
-// What a rank sent or holds against what --explain says of it; the first rank that differs speaks.
-typedef struct CostDifference {
-    bool differs;
-    char detail[160];
-} CostDifference;
-
-static void expect_same(CostDifference *d, const char *what, double counted, double explained,
-                        int ranks)
-{
-    if (d->differs || counted == explained)
-        return;
-    bool itself = ranks > 1 && counted == explained * ranks / (ranks - 1);
-    d->differs = true;
-    snprintf(d->detail, sizeof d->detail, "%s: %.0f bytes counted, %.0f explained%s", what, counted,
-             explained, itself ? ": rows for the rank itself are counted as sent" : "");
-}
-
-static CostDifference compare_cost(const Job *job)
-{
-    CostDifference d = {0};
-    LmCost cost = lm_cost(&job->layout, &job->training, job->params->exact);
-    double steps = job->training.steps;
-    for (int kind = 0; kind < LM_TRAFFIC_KINDS; kind++)
-        if (kind != LM_TRAFFIC_DISPATCH)
-            expect_same(&d, lm_traffic_name((LmTrafficKind)kind), (double)job->sent[kind],
-                        steps * (double)cost.sent[kind],
-                        kind == LM_TRAFFIC_SHARD ? job->layout.shard.ranks : 0);
-    double dispatched = (double)job->sent[LM_TRAFFIC_DISPATCH];
-    bool peers = job->device == DEVICE_CUDA; // rows stored into peer memory pass no Comm
-    if (!peers &&
-        (dispatched < steps * cost.dispatch_least || dispatched > steps * cost.dispatch_most))
-        expect_same(&d, "dispatch beyond least and most", dispatched, steps * cost.dispatch_most,
-                    0);
-    const MemoryCategory held[] = {MEMORY_PARAMETERS, MEMORY_GRADIENTS, MEMORY_OPTIMISER,
-                                   MEMORY_ACTIVATIONS};
-    for (size_t i = 0; i < COUNT_OF(held); i++)
-        if (held[i] != MEMORY_ACTIVATIONS || !lm_is_moe(&job->config))
-            expect_same(&d, memory_category_name(held[i]),
-                        (double)arena_peak_bytes(job->arena, held[i]), (double)cost.held[held[i]],
-                        0);
-    return d;
 }
 
 // Collective(all ranks).
 static void check_cost(Job *job)
 {
-    CostDifference mine = compare_cost(job);
-    CostDifference *all = calloc((size_t)job->run->ranks, sizeof(*all));
-    CHECK(all != NULL, EXIT_CODE_HARDWARE, "use --no-check", "no memory for %d ranks",
-          job->run->ranks);
-    run_gather(job->run, &mine, sizeof mine, all);
-    ResultCheck check = {.error = NAN, .bound = NAN, .good = true, .verdict = "equal"};
-    snprintf(check.name, sizeof check.name, "bytes and memory as explained");
-    snprintf(check.detail, sizeof check.detail, "on %d rank%s", job->run->ranks,
-             job->run->ranks == 1 ? "" : "s");
-    for (int rank = job->run->ranks - 1; rank >= 0 && job->run->rank == 0; rank--)
-        if (all[rank].differs) {
-            check.good = false;
-            snprintf(check.verdict, sizeof check.verdict, "differs");
-            snprintf(check.detail, sizeof check.detail, "rank %d, %s", rank, all[rank].detail);
-        }
-    free(all);
+    ResultCheck check = lm_cost_check(&(LmCostCheck){.run = job->run,
+                                                     .layout = &job->layout,
+                                                     .training = &job->training,
+                                                     .exact = job->params->exact,
+                                                     .device = job->device,
+                                                     .arena = job->arena,
+                                                     .sent = job->sent});
     if (job->run->rank == 0)
         result_add_check(job->writer, &check);
     job->good = job->good && check.good;
@@ -399,6 +350,16 @@ static void check_cost(Job *job)
 static void check_against_one_rank(Job *job)
 {
     LmTrainerSettings settings = trainer_settings(job);
+    double needed = (double)lm_reference_bytes(&settings);
+    double free_bytes = (double)device_info(job->device, job->device_index).memory_free_bytes;
+    if (needed > 0.8 * free_bytes) {
+        ResultCheck skipped = {.error = NAN, .bound = NAN, .good = true, .verdict = "skipped"};
+        snprintf(skipped.name, sizeof skipped.name, "1 rank");
+        snprintf(skipped.detail, sizeof skipped.detail, "it needs %.1f GiB, %.1f GiB are free",
+                 needed / 1073741824.0, free_bytes / 1073741824.0);
+        result_add_check(job->writer, &skipped);
+        return;
+    }
     LmResult theirs = lm_result_create(&job->list, &job->config, job->training.steps);
     lm_reference(&settings, &theirs);
     int row = job->config.dtype == DTYPE_F32 ? 0 : 1;
@@ -426,7 +387,18 @@ static Json *extra_json(const Job *job)
     Json *mesh = json_object(), *extra = json_object();
     for (int axis = 0; axis < job->mesh->axes; axis++)
         json_set(mesh, job->mesh->name[axis], json_integer(job->mesh->ranks[axis]));
-    return json_set(extra, "mesh", mesh);
+    json_set(extra, "mesh", mesh);
+    Json *memory = json_object();
+    for (int category = 0; category < MEMORY_CATEGORIES; category++) {
+        uint64_t bytes = arena_peak_bytes(job->arena, (MemoryCategory)category);
+        json_set(memory, memory_category_name((MemoryCategory)category),
+                 json_integer((int64_t)bytes));
+    }
+    FsdpMemory fsdp = lm_cost(&job->layout, &job->training, job->params->exact).memory;
+    json_set(memory, "parameter_shards", json_integer((int64_t)fsdp.shard_bytes));
+    json_set(memory, "parameters_gathered", json_integer((int64_t)fsdp.gathered_bytes));
+    json_set(memory, "largest_unit", json_integer((int64_t)fsdp.largest_bytes));
+    return json_set(extra, "memory_peak_bytes", memory);
 }
 
 static void start_result(Job *job)

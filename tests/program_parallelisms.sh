@@ -10,11 +10,13 @@ exactly() {
     expect_good "$1" parallelisms --samples 0 "${@:2}"
     expect_text out '^parameters after step .* equal +good'
     expect_text out '^losses +equal'
+    expect_text out '^bytes and memory as explained +equal +good'
 }
 # within RANKS WORDS...: every check holds its bound.
 within() {
     expect_good "$1" parallelisms --samples 0 "${@:2}"
     expect_text out '^parameters after step .* within bound +good'
+    expect_text out '^bytes and memory as explained +equal +good'
 }
 
 # One mode, all ranks.
@@ -48,6 +50,9 @@ exactly 8 --mesh replica=2,dp=2,ep=2 --experts 7 --experts_on 'replica*ep' --bal
 exactly 6 --mesh replica=2,dp=1,ep=3 --experts 7 --balance 0.01 --accumulate 2 --dtype bf16
 exactly 4 --mesh dp=4 --experts 6 --mode ddp
 exactly 4 --mode ep --no-exact --dtype bf16
+exactly 8 --mesh dp=4,ep=2 --experts 5 # fewer experts on a rank than ranks that divide them
+within 4 --mesh dp=2,tp=2 --dtype bf16 --no-exact
+within 4 --mesh dp=2,tp=2 --dtype bf16 --no-exact --mode sp --experts 4
 within 8 --mesh dp=2,ep=2,tp=2 --experts_on 'ep*tp' --layers 4 --dim 256 --experts 12 --steps 3 --check
 within 8 --mesh dp=2,ep=2,tp=2 --experts_on 'dp*tp' --experts 5 --tokens 5,0,3,7
 within 8 --mesh dp=2,ep=2,tp=2 --experts_on 'ep*tp' --experts 5 --tokens 5,0,3,7 --mode sp

@@ -12,6 +12,7 @@ typedef struct Pass {
     const LmTraining *training;
     Comm tp;
     int64_t tokens, share; // of the tp group in a micro-batch; a rank's, rounded up
+    bool exact;
     LmCost *cost;
 } Pass;
 
@@ -84,12 +85,13 @@ static void add_tp_gather(Pass *pass)
 static void add_tp_sum(Pass *pass)
 {
     int64_t dim = pass->layout->config->dim;
+    DType wire = lm_tp_wire(pass->layout, pass->exact);
     if (pass->layout->sequence)
         add(pass, "reduce-scatter tokens", LM_TRAFFIC_TP, 1,
-            ordered_scatter_wire_bytes(pass->tp, pass->share * dim, DTYPE_F32));
+            ordered_scatter_wire_bytes(pass->tp, pass->share * dim, wire));
     else
         add(pass, "all-reduce tokens", LM_TRAFFIC_TP, 1,
-            ordered_reduce_wire_bytes(pass->tp, pass->tokens * dim, DTYPE_F32));
+            ordered_reduce_wire_bytes(pass->tp, pass->tokens * dim, wire));
 }
 
 static void add_tp_block(Pass *pass, LmFlow flow)
@@ -133,13 +135,13 @@ static void add_tp(Pass *pass)
 
 // Bytes for `rows` (token, rank) pairs and `slots` (token, expert) pairs that leave, and as many of
 // other ranks' that go home from here.
-static double exchange_bytes(const Pass *pass, bool exact, double rows, double slots)
+static double exchange_bytes(const Pass *pass, double rows, double slots)
 {
     const MoeConfig *c = &pass->layout->config->moe;
     MoeShape shape = moe_shape(pass->layout->experts.ranks, c->experts, c->top_k, 1);
     double row = (double)dtype_bytes(c->dtype, (uint64_t)c->hidden);
     double header = (double)shape.header_words * sizeof(int32_t);
-    double home = exact ? slots : rows;
+    double home = pass->exact ? slots : rows;
     // dispatch of x with headers and of dy; results and dx home; gradients of the weights home
     return rows * (2 * row + header) + 2 * home * row + slots * sizeof(float);
 }
@@ -163,7 +165,7 @@ static double even_rows(const MoeConfig *c, int ranks, int self)
     return rows;
 }
 
-static void add_dispatch(Pass *pass, bool exact)
+static void add_dispatch(Pass *pass)
 {
     const LmLayout *l = pass->layout;
     const MoeConfig *c = &l->config->moe;
@@ -187,10 +189,9 @@ static void add_dispatch(Pass *pass, bool exact)
     double away = top_k * (1 - (double)here / c->experts);
     pass->cost->dispatch_least = layers * counts;
     pass->cost->dispatch_even =
-        layers *
-        (counts + exchange_bytes(pass, exact, tokens * even_rows(c, ranks, l->experts.coord),
-                                 tokens * away));
-    pass->cost->dispatch_most = layers * (counts + exchange_bytes(pass, exact, most, most_slots));
+        layers * (counts + exchange_bytes(pass, tokens * even_rows(c, ranks, l->experts.coord),
+                                          tokens * away));
+    pass->cost->dispatch_most = layers * (counts + exchange_bytes(pass, most, most_slots));
 }
 
 // ---- agreements and memory ----
@@ -219,6 +220,7 @@ static void add_memory(Pass *pass, const FsdpSettings *settings, const FsdpPlan 
                             .tokens = pass->tokens,
                             .parts = 1,
                             .groups = 1,
+                            .exact = pass->exact,
                             .device = DEVICE_CPU},
               cost->held);
     cost->memory = fsdp_memory(settings, plan);
@@ -252,11 +254,12 @@ LmCost lm_cost(const LmLayout *layout, const LmTraining *training, bool exact)
                  .tp = groups.tp,
                  .tokens = tokens,
                  .share = shard_size(tokens, groups.tp.ranks),
+                 .exact = exact,
                  .cost = &cost};
     add_fsdp(&pass, &settings, &plan);
     for (int micro = 0; micro < training->accumulate; micro++)
         add_tp(&pass);
-    add_dispatch(&pass, exact);
+    add_dispatch(&pass);
     add_agreements(&pass);
     add_memory(&pass, &settings, &plan, &groups);
     fsdp_plan_destroy(&plan);

@@ -327,6 +327,11 @@ bool lm_is_partial(const LmLayout *l, int parameter)
     return l->sequence && (style == STYLE_REPLICATE || style == STYLE_SEQUENCE);
 }
 
+DType lm_tp_wire(const LmLayout *l, bool exact)
+{
+    return exact ? DTYPE_F32 : l->config->dtype;
+}
+
 const char *lm_describe(const LmLayout *l, int parameter, char *text, size_t bytes)
 {
     DTensor shard = lm_shard(l, parameter);

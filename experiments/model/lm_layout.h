@@ -65,6 +65,8 @@ bool lm_is_partial(const LmLayout *layout, int parameter);
 // Local. The layout as world rank `rank` sees it; shares everything with the original, which must
 // outlive it.
 LmLayout lm_layout_seen_from(const LmLayout *layout, int rank);
+// Local. The type in which terms of sums over tp travel: f32 when exact, else that of activations.
+DType lm_tp_wire(const LmLayout *layout, bool exact);
 // Local. Placements as text: "replica: R, dp*ep: S0x2, tp: S0".
 const char *lm_describe(const LmLayout *layout, int parameter, char *text, size_t bytes);
 // Local. What FSDP needs to know of each parameter: [parameters->count], the caller frees it.

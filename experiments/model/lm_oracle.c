@@ -344,6 +344,24 @@ static ResultCheck check_numbers(const LmOracle *oracle, const char *name, const
     return check;
 }
 
+// The bias moves by signs of counts: the same on every mesh as long as tokens choose alike.
+static ResultCheck check_bias(const LmOracle *oracle)
+{
+    const LmConfig *c = oracle->layout->config;
+    ResultCheck check = {.error = NAN, .bound = NAN, .name = "experts' bias", .good = true};
+    int differ = 0, count = c->layers * c->moe.experts;
+    for (int i = 0; i < count; i++)
+        differ += oracle->ours->bias[i] != oracle->theirs->bias[i];
+    // Where sums are in another order, a token between two experts may tip a count over the mean.
+    check.good = oracle->bound < 0 ? differ == 0 : differ * 10 <= count;
+    snprintf(check.verdict, sizeof check.verdict, "%s",
+             differ == 0  ? "equal"
+             : check.good ? "within bound"
+                          : "differs");
+    snprintf(check.detail, sizeof check.detail, "%d of %d values differ", differ, count);
+    return check;
+}
+
 static ResultCheck check_subject(const LmOracle *oracle, LmSubject subject,
                                  const LmFinding *findings)
 {
@@ -375,6 +393,8 @@ int lm_oracle_check(const LmOracle *oracle, LmFinding *all, ResultCheck *checks)
     if (!isnan(oracle->theirs->norm[0]))
         checks[used++] =
             check_numbers(oracle, "gradient norms", oracle->ours->norm, oracle->theirs->norm);
+    if (oracle->layout->config->moe.expert_bias)
+        checks[used++] = check_bias(oracle);
     for (int subject = 0; subject < LM_SUBJECTS; subject++) {
         LmFinding *findings = all + subject * count;
         lm_oracle_compare(oracle, (LmSubject)subject, findings);

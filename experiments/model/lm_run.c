@@ -192,8 +192,10 @@ static void make_scratch(Lm *lm)
         lm->group_x = push_rows(lm, s->tokens, c->dim);
         lm->group_y = push_rows(lm, s->tokens, c->dim);
     }
-    uint64_t bytes = ordered_scatter_scratch_bytes(s->tp, lm->rows_padded * c->dim, DTYPE_F32);
-    bytes = larger(bytes, ordered_reduce_scratch_bytes(s->tp, s->tokens * c->dim, DTYPE_F32));
+    DType wire = lm_tp_wire(s->layout, s->exact);
+    lm->narrow = push_rows(lm, s->tp.ranks > 1 && wire != DTYPE_F32 ? rows : 0, c->dim);
+    uint64_t bytes = ordered_scatter_scratch_bytes(s->tp, lm->rows_padded * c->dim, wire);
+    bytes = larger(bytes, ordered_reduce_scratch_bytes(s->tp, s->tokens * c->dim, wire));
     bytes = larger(bytes, ordered_reduce_scratch_bytes(s->tp, 2 * s->tokens, DTYPE_F32));
     lm->tp_scratch = take(lm, bytes, MEMORY_COMMUNICATION);
 }
@@ -356,20 +358,26 @@ void lm_sum_over_tp(Lm *lm, void *out, Stream stream)
 {
     const LmSettings *s = &lm->settings;
     int64_t dim = config_of(lm)->dim;
+    DType wire = lm_tp_wire(s->layout, s->exact);
     float *sum = lm->wide;
     if (s->layout->sequence) {
+        const void *terms = lm->wide;
+        if (wire != DTYPE_F32) {
+            lm_cast(lm, lm->wide, DTYPE_F32, lm->narrow, wire, lm->all_padded, stream);
+            terms = lm->narrow;
+        }
         sum = lm->wide + s->tp.rank * lm->rows_padded * dim;
         ordered_reduce_scatter(&(OrderedScatter){.comm = s->tp,
                                                  .count = lm->rows_padded * dim,
-                                                 .wire = DTYPE_F32,
-                                                 .in = lm->wide,
+                                                 .wire = wire,
+                                                 .in = terms,
                                                  .out = sum,
                                                  .scratch = lm->tp_scratch},
                                stream);
     } else {
         ordered_all_reduce(&(OrderedReduce){.comm = s->tp,
                                             .count = s->tokens * dim,
-                                            .wire = DTYPE_F32,
+                                            .wire = wire,
                                             .values = sum,
                                             .scratch = lm->tp_scratch},
                            stream);

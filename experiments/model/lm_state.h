@@ -35,6 +35,7 @@ struct Lm {
     // Scratch of one block or head.
     void *y, *dy_all;         // [all_padded, dim]
     float *wide;              // [all_padded, dim] a term of a sum over tp
+    void *narrow;             // [all_padded, dim] the same as it travels, where that is not f32
     void *a;                  // [rows, inner]
     void *dh, *dn;            // [all_padded, dim]
     void *logits;             // [rows, vocab here]
