@@ -13,3 +13,4 @@ fi
 export PYTHONDONTWRITEBYTECODE=1
 "$python" make_moe_layers.py check moe_layers/*.safetensors
 "$python" lm_kernels/make_lm_kernels.py check lm_kernels/lm_kernels.safetensors
+"$python" lm/make_lm.py check lm/*.safetensors

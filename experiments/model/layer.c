@@ -284,8 +284,7 @@ void layer_weights_fill(const LayerSource *source, int first_expert, int experts
     stream_wait(stream);
 }
 
-// Reads "37" or "5,0,3,1" into one number per data rank.
-static bool read_tokens(const char *list, int data_ranks, int64_t *tokens, Error *error)
+bool layer_read_tokens(const char *list, int data_ranks, int64_t *tokens, Error *error)
 {
     const char *fix = "write one number for all, or one per data rank, such as --tokens 5,0,3,1";
     int count = 0;
@@ -332,7 +331,7 @@ bool layer_spread_create(const Mesh *mesh, const char *experts_on, const char *t
     for (int d = 0; d < data.ranks && tokens_total >= 0; d++)
         of_data[d] = shard_of(tokens_total, data.ranks, d).count;
     if (tokens_total < 0)
-        good = read_tokens(tokens_list, data.ranks, of_data, error);
+        good = layer_read_tokens(tokens_list, data.ranks, of_data, error);
     for (int rank = 0; good && rank < ranks; rank++) {
         int64_t of_group = of_data[mesh_place(mesh, &data, rank)];
         spread->tokens_of_rank[rank] =

@@ -67,6 +67,8 @@ typedef struct LayerSpread {
 // otherwise. tokens_total >= 0 splits that many by the uneven shard rule instead (--load).
 bool layer_spread_create(const Mesh *mesh, const char *experts_on, const char *tokens_list,
                          int64_t tokens_total, LayerSpread *spread, Error *error);
+// Local. Reads "37" or "5,0,3,1" into one number per data rank, tokens [data_ranks]; error 2.
+bool layer_read_tokens(const char *list, int data_ranks, int64_t *tokens, Error *error);
 // Local. True when the tokens of every group of ranks that share experts are consecutive in global
 // numbering.
 bool layer_groups_are_contiguous(const LayerSpread *spread);

@@ -52,6 +52,11 @@ const MoeConfig *moe_config(const Moe *moe)
     return &moe->settings.config;
 }
 
+int64_t moe_tokens(const Moe *moe)
+{
+    return moe->settings.tokens;
+}
+
 const Ep *moe_ep(const Moe *moe)
 {
     return moe->ep;

@@ -101,3 +101,4 @@ void moe_reduce_gradients(Moe *moe, const MoeGradients *gradients, const MoeWeig
 const int32_t *moe_expert_of_choice(const Moe *moe);
 const Ep *moe_ep(const Moe *moe);            // Local
 const MoeConfig *moe_config(const Moe *moe); // Local
+int64_t moe_tokens(const Moe *moe);          // Local. Of this rank

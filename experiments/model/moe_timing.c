@@ -1,23 +1,15 @@
 // moe_timing.c -- samples, and what they are compared with.
 #include "experiments/model/moe_timing.h"
 #include "experiments/model/moe_cost.h"
-#include "harness/progress.h"
+#include "experiments/model/sampling.h"
 #include "parallel/peer.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { WARMUPS = 3, LINK_BYTES = 256 << 20, LINK_ROUNDS = 5 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 // One way to keep every link out of this rank busy, `bytes` to each other rank.
 typedef struct LinkWay {
@@ -121,25 +113,31 @@ static SpanCost largest_over_ranks(const Run *run, SpanCost cost)
                       .logical_bytes = run_maximum(run, cost.logical_bytes)};
 }
 
-typedef struct Flush {
-    void *buffer;
-    uint64_t bytes;
-} Flush;
+// What one iteration needs.
+typedef struct Iteration {
+    const MoeTiming *timing;
+    Recorder *recorder;
+    int total;
+    Graph graph; // handle NULL: enqueue the body
+    void *flush; // written before each iteration, so that caches are cold
+    uint64_t flush_bytes;
+} Iteration;
 
-// One iteration: caches cold, ranks together, then the body inside the span "total".
-static void iterate(const MoeTiming *timing, Recorder *recorder, int total, const Graph *graph,
-                    const Flush *flush)
+// Caches cold, ranks together, then the body inside the span "total".
+static void iterate(void *context)
 {
-    device_fill(flush->buffer, 0x3c, flush->bytes, timing->stream);
+    const Iteration *one = context;
+    const MoeTiming *timing = one->timing;
+    device_fill(one->flush, 0x3c, one->flush_bytes, timing->stream);
     stream_wait(timing->stream);
     run_barrier(timing->run);
     arena_forbid(timing->arena, true);
-    record_begin(recorder, total);
-    if (graph)
-        graph_launch(graph, timing->stream);
+    record_begin(one->recorder, one->total);
+    if (one->graph.handle)
+        graph_launch(&one->graph, timing->stream);
     else
         timing->body(timing->context, timing->stream);
-    record_end(recorder, total);
+    record_end(one->recorder, one->total);
     arena_forbid(timing->arena, false);
 }
 
@@ -175,62 +173,39 @@ static void add_measurement(const MoeTiming *timing, const Recorder *recorder, i
     free(rows);
 }
 
-// Samples until the rule says stop; the decision is made from values that are the same on every
-// rank.
-static const char *sample(const MoeTiming *timing, Recorder *recorder, int total,
-                          const Graph *graph, const Flush *flush)
-{
-    double *largest = calloc((size_t)timing->rule.samples_max, sizeof(double));
-    CHECK(largest != NULL, EXIT_CODE_HARDWARE, "lower --samples", "no memory for %d samples",
-          timing->rule.samples_max);
-    Progress progress = progress_begin(timing->run, timing->name, timing->rule.samples_max);
-    double start = now_s();
-    const char *reason = NULL;
-    for (int count = 0; !reason; count++) {
-        if (run_stop_requested(timing->run)) {
-            reason = "signal";
-            break;
-        }
-        iterate(timing, recorder, total, graph, flush);
-        recorder_iteration(recorder, true);
-        double mine = recorder_seconds(recorder, total)[count];
-        largest[count] = run_maximum(timing->run, mine);
-        double elapsed = run_maximum(timing->run, now_s() - start);
-        reason = statistics_stop(&timing->rule, largest, count + 1, elapsed);
-        progress_update(&progress, count + 1);
-    }
-    progress_end(&progress);
-    free(largest);
-    return reason;
-}
-
 void moe_time(const MoeTiming *timing)
 {
     DeviceKind device = timing->stream.device;
     ArenaMark mark = arena_mark(timing->arena);
-    Flush flush = {.bytes = 2 * device_info(device, 0).cache_bytes};
-    flush.buffer = arena_push(timing->arena, flush.bytes, MEMORY_SCRATCH);
+    Iteration one = {.timing = timing, .flush_bytes = 2 * device_info(device, 0).cache_bytes};
+    one.flush = arena_push(timing->arena, one.flush_bytes, MEMORY_SCRATCH);
     Recorder *recorder = recorder_create(timing->stream, timing->rule.samples_max, timing->detail);
-    int total = recorder_span(recorder, "total");
+    one.recorder = recorder;
+    one.total = recorder_span(recorder, "total");
     moe_record_with(timing->moe, timing->detail ? recorder : NULL);
     bool use_graph = timing->graph && !timing->detail && graph_supported(device);
-    Graph graph = {0};
     for (int warmup = 0; warmup < WARMUPS; warmup++) {
         if (warmup == 1 && use_graph) {
             graph_begin(timing->stream);
             timing->body(timing->context, timing->stream);
-            graph = graph_end(timing->stream);
+            one.graph = graph_end(timing->stream);
         }
-        iterate(timing, recorder, total, graph.handle ? &graph : NULL, &flush);
+        iterate(&one);
         recorder_iteration(recorder, false);
     }
     DeviceState state[2] = {device_state(device, 0)};
-    const char *reason = sample(timing, recorder, total, graph.handle ? &graph : NULL, &flush);
+    const char *reason = sampling_run(&(Sampling){.run = timing->run,
+                                                  .recorder = recorder,
+                                                  .span = one.total,
+                                                  .name = timing->name,
+                                                  .rule = timing->rule,
+                                                  .iterate = iterate,
+                                                  .context = &one});
     state[1] = device_state(device, 0);
     moe_record_with(timing->moe, NULL);
     add_measurement(timing, recorder, WARMUPS, reason, state);
-    if (graph.handle)
-        graph_destroy(&graph);
+    if (one.graph.handle)
+        graph_destroy(&one.graph);
     recorder_destroy(recorder);
     arena_release(timing->arena, mark);
 }

@@ -1,0 +1,64 @@
+// lm_run.h -- the model's forward and backward on one rank of a layout.
+//
+// The same code runs as one of many ranks and as a 1-rank reference that stands for several
+// ("parts"): the reference sums weight gradients once per part, and routes tokens among the parts
+// that share experts ("groups"), so that the order of every sum can be the many ranks' own.
+//
+// Parameters come from a store, unit by unit: FSDP gathers them, a reference holds them all.
+#pragma once
+
+#include "experiments/model/lm_layout.h"
+
+typedef struct LmStore {
+    // Enqueues(stream). Around each unit's forward and backward.
+    void (*use)(void *context, int unit, bool backward, Stream stream);
+    void (*done)(void *context, int unit, bool backward, Stream stream);
+    // Local. Between the two: values of the parameter type; f32 sums of one part (experts: group).
+    const void *(*value)(void *context, int parameter);
+    float *(*gradient)(void *context, int parameter, int part);
+    void *context;
+} LmStore;
+
+typedef struct LmSettings {
+    const LmLayout *layout;
+    LmStore store;
+    Comm tp, experts;
+    int64_t tokens;             // of the tp group, or of all parts
+    int parts;                  // 1 for a real rank
+    const int64_t *part_tokens; // [parts], or NULL: one part
+    int groups;                 // 1 for a real rank
+    const int *group_of_part;   // [parts], or NULL; parts of a group by rising number
+    int64_t tokens_of_step;     // of all ranks and micro-batches: what the loss is divided by
+    int align, threads;
+    bool exact;
+    int group_size; // a reference of the fast mode: see MoeSettings; 0 = none
+    EpTransport transport;
+    DeviceKind device;
+    Arena *arena;
+} LmSettings;
+
+typedef struct Lm Lm;
+Lm *lm_create(const LmSettings *settings); // Collective(experts). Owner: the caller
+void lm_destroy(Lm *lm);                   // Collective(experts)
+
+// Local. Bytes that lm_create would push with these settings, [MEMORY_CATEGORIES], but for what the
+// expert layers push themselves; communicators need only ranks.
+void lm_memory(const LmSettings *settings, uint64_t *bytes);
+
+// Enqueues(stream). The tokens of the next forward, host arrays [tokens].
+void lm_set_tokens(Lm *lm, const int32_t *ids, const int32_t *targets, Stream stream);
+// Collective(tp, experts), Enqueues(stream). `again`: losses and gradients are added to what is
+// there.
+void lm_forward(Lm *lm, bool again, Stream stream);
+void lm_backward(Lm *lm, bool again, Stream stream);
+// Waits(stream). Sum of the losses of one part's tokens since the last forward that was
+// not `again`.
+double lm_loss_sum(const Lm *lm, int part, Stream stream);
+// Waits(stream). Adds to counts [layers][experts] how many of this rank's tokens chose each expert.
+void lm_count_choices(const Lm *lm, int64_t *counts, Stream stream);
+// Waits(stream). Expert bias of a layer: [experts], host.
+void lm_set_expert_bias(Lm *lm, int layer, const float *bias, Stream stream);
+// Local. Whether loss sums and choice counts of the ranks of a tp group are of different tokens.
+bool lm_loss_is_split(const LmLayout *layout);
+bool lm_choices_are_split(const LmLayout *layout);
+const Moe *lm_moe(const Lm *lm, int layer); // Local. NULL without experts

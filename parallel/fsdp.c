@@ -1,0 +1,405 @@
+// Shards, gathers and reductions at work. fsdp_plan.c says where everything stands.
+//
+// Three streams: the caller's computes; `gather` fills the staging buffer with the next unit while
+// the present one computes; `reduce` sums gradients while the next unit's backward computes. The
+// buffers between them:
+//
+//   staging   written on gather, read on compute by the copy into the unit in use. The next gather
+//             waits for that copy.
+//   send      written on compute (gradients packed), read on reduce. The next packing waits for the
+//             reductions before it.
+#include "parallel/fsdp.h"
+
+#include <stdlib.h>
+
+#include "kernels/elementwise.h"
+#include "kernels/reduce.h"
+#include "parallel/intervals.h"
+#include "parallel/ordered.h"
+#include "parallel/shard.h"
+
+enum { NO_UNIT = -1 };
+
+struct Fsdp {
+    FsdpSettings settings;
+    FsdpPlan plan;
+    float *values, *gradients; // [plan.flat]
+    char *cast;                // [largest bucket] of the parameter type, where that is not f32
+    char *full;                // gathered: one unit, or all
+    char *kept;                // with reshard K: pieces of all units
+    char *staging;             // the next unit as it arrives
+    float *full_gradients;     // one unit, or all
+    char *send;
+    float *summed; // [largest unit's shards]
+    char *scratch;
+    Stream gather, reduce;
+    Intervals at_gather, at_reduce, wait_gather, wait_reduce; // no room until fsdp_measure
+    int resident; // unit whose gathered copy is in `full`
+    int staged;   // unit in the staging buffer
+    bool staged_from_kept;
+    bool *present;  // [units] with reshard off: gathered since the step began
+    bool *has_kept; // [units] with reshard K: its piece is kept
+};
+
+static void *push(Fsdp *fsdp, uint64_t bytes, MemoryCategory category)
+{
+    return arena_push(fsdp->settings.arena, bytes, category);
+}
+
+static uint64_t bytes_of(DType dtype, int64_t count)
+{
+    return dtype_bytes(dtype, (uint64_t)count);
+}
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+static void push_scratch(Fsdp *fsdp)
+{
+    const FsdpSettings *s = &fsdp->settings;
+    uint64_t scratch = 0;
+    for (int u = 0; u < s->units; u++)
+        for (int g = 0; g < FSDP_GROUPS; g++) {
+            int64_t shard = fsdp->plan.unit[u].bucket[g].shard;
+            FsdpGroup group = s->group[g];
+            scratch =
+                larger(scratch, ordered_scatter_scratch_bytes(group.shard, shard, s->wire_dtype));
+            scratch =
+                larger(scratch, ordered_reduce_scratch_bytes(group.replica, shard, s->wire_dtype));
+        }
+    for (int i = 0; i < s->parameters; i++) {
+        const FsdpParameter *p = &s->parameter[i];
+        if (p->partial)
+            scratch = larger(scratch,
+                             ordered_reduce_scratch_bytes(s->partial, fsdp_elements(p), DTYPE_F32));
+    }
+    fsdp->scratch = push(fsdp, scratch, MEMORY_COMMUNICATION);
+    fsdp->summed = push(fsdp, bytes_of(DTYPE_F32, fsdp->plan.shard_max), MEMORY_GRADIENTS);
+    if (s->param_dtype != DTYPE_F32)
+        fsdp->cast =
+            push(fsdp, bytes_of(s->param_dtype, fsdp->plan.shard_max), MEMORY_COMMUNICATION);
+}
+
+Fsdp *fsdp_create(const FsdpSettings *settings)
+{
+    Fsdp *fsdp = calloc(1, sizeof(*fsdp));
+    CHECK_RULE(fsdp != NULL);
+    fsdp->settings = *settings;
+    fsdp->plan = fsdp_plan_create(settings);
+    const FsdpPlan *plan = &fsdp->plan;
+    FsdpMemory memory = fsdp_memory(settings, plan);
+    CHECK_RULE(settings->reshard != FSDP_RESHARD_YES ||
+               memory.gathered_bytes <= 2 * memory.largest_bytes);
+    size_t units = (size_t)settings->units;
+    fsdp->present = calloc(units, sizeof(bool));
+    fsdp->has_kept = calloc(units, sizeof(bool));
+    CHECK_RULE(fsdp->present && fsdp->has_kept);
+    DType dtype = settings->param_dtype;
+    bool stays = settings->reshard == FSDP_RESHARD_NO;
+    fsdp->values = push(fsdp, memory.shard_bytes, MEMORY_PARAMETERS);
+    fsdp->full =
+        push(fsdp, bytes_of(dtype, stays ? plan->full : plan->full_max), MEMORY_PARAMETERS);
+    fsdp->kept = push(fsdp, bytes_of(dtype, plan->kept), MEMORY_PARAMETERS);
+    fsdp->staging = push(fsdp, plan->staged_bytes_max, MEMORY_PARAMETERS);
+    fsdp->gradients = push(fsdp, memory.shard_bytes, MEMORY_GRADIENTS);
+    int64_t full_gradients = settings->accumulates ? plan->full : plan->full_max;
+    fsdp->full_gradients = push(fsdp, bytes_of(DTYPE_F32, full_gradients), MEMORY_GRADIENTS);
+    fsdp->send = push(fsdp, plan->send_bytes_max, MEMORY_COMMUNICATION);
+    push_scratch(fsdp);
+    fsdp->gather = stream_create(settings->device);
+    fsdp->reduce = stream_create(settings->device);
+    device_fill(fsdp->values, 0, memory.shard_bytes, fsdp->gather);
+    stream_wait(fsdp->gather);
+    fsdp->resident = fsdp->staged = NO_UNIT;
+    return fsdp;
+}
+
+void fsdp_destroy(Fsdp *fsdp)
+{
+    if (!fsdp)
+        return;
+    Intervals *const lists[] = {&fsdp->at_gather, &fsdp->at_reduce, &fsdp->wait_gather,
+                                &fsdp->wait_reduce};
+    for (size_t i = 0; i < COUNT_OF(lists); i++)
+        intervals_destroy(lists[i]);
+    stream_destroy(fsdp->gather);
+    stream_destroy(fsdp->reduce);
+    free(fsdp->present);
+    free(fsdp->has_kept);
+    fsdp_plan_destroy(&fsdp->plan);
+    free(fsdp);
+}
+
+void fsdp_measure(Fsdp *fsdp)
+{
+    Intervals *const lists[] = {&fsdp->at_gather, &fsdp->at_reduce, &fsdp->wait_gather,
+                                &fsdp->wait_reduce};
+    for (size_t i = 0; i < COUNT_OF(lists); i++) { // both passes, and the end of the step
+        intervals_destroy(lists[i]);
+        *lists[i] = intervals_create(2 * fsdp->settings.units + 2, fsdp->settings.device);
+    }
+}
+
+FsdpTimes fsdp_take_times(Fsdp *fsdp)
+{
+    return (FsdpTimes){.gather_s = intervals_take(&fsdp->at_gather),
+                       .reduce_s = intervals_take(&fsdp->at_reduce),
+                       .gather_wait_s = intervals_take(&fsdp->wait_gather),
+                       .reduce_wait_s = intervals_take(&fsdp->wait_reduce)};
+}
+
+const FsdpPlan *fsdp_plan(const Fsdp *fsdp)
+{
+    return &fsdp->plan;
+}
+
+float *fsdp_values(const Fsdp *fsdp)
+{
+    return fsdp->values;
+}
+
+float *fsdp_gradients(const Fsdp *fsdp)
+{
+    return fsdp->gradients;
+}
+
+int64_t fsdp_shard_offset(const Fsdp *fsdp, int parameter)
+{
+    const FsdpParameter *p = &fsdp->settings.parameter[parameter];
+    return fsdp->plan.unit[p->unit].bucket[p->group].flat + fsdp->plan.place[parameter].shard;
+}
+
+static bool stays(const Fsdp *fsdp)
+{
+    return fsdp->settings.reshard == FSDP_RESHARD_NO;
+}
+
+static char *full_of(const Fsdp *fsdp, int unit)
+{
+    int64_t first = stays(fsdp) ? fsdp->plan.unit[unit].full_first : 0;
+    return fsdp->full + bytes_of(fsdp->settings.param_dtype, first);
+}
+
+void *fsdp_value(const Fsdp *fsdp, int parameter)
+{
+    const FsdpParameter *p = &fsdp->settings.parameter[parameter];
+    CHECK_RULE(stays(fsdp) ? fsdp->present[p->unit] : fsdp->resident == p->unit);
+    return full_of(fsdp, p->unit) +
+           bytes_of(fsdp->settings.param_dtype, fsdp->plan.place[parameter].full);
+}
+
+float *fsdp_gradient(const Fsdp *fsdp, int parameter)
+{
+    const FsdpUnit *unit = &fsdp->plan.unit[fsdp->settings.parameter[parameter].unit];
+    int64_t first = fsdp->settings.accumulates ? unit->full_first : 0;
+    return fsdp->full_gradients + first + fsdp->plan.place[parameter].full;
+}
+
+void fsdp_step_begin(Fsdp *fsdp, Stream stream)
+{
+    fsdp->resident = fsdp->staged = NO_UNIT;
+    for (int unit = 0; unit < fsdp->settings.units; unit++)
+        fsdp->present[unit] = fsdp->has_kept[unit] = false;
+    device_fill(fsdp->gradients, 0, bytes_of(DTYPE_F32, fsdp->plan.flat), stream);
+}
+
+static bool is_there(const Fsdp *fsdp, int unit)
+{
+    return stays(fsdp) ? fsdp->present[unit] : fsdp->resident == unit;
+}
+
+// From the pieces that neighbours kept, or bucket by bucket from the shards.
+static void gather_unit(Fsdp *fsdp, int unit)
+{
+    const FsdpSettings *s = &fsdp->settings;
+    const FsdpUnit *u = &fsdp->plan.unit[unit];
+    if (fsdp->staged_from_kept) {
+        comm_all_gather(s->kept, fsdp->kept + bytes_of(s->param_dtype, u->kept_first),
+                        fsdp->staging, bytes_of(s->param_dtype, u->kept), fsdp->gather);
+        return;
+    }
+    for (int g = 0; g < FSDP_GROUPS; g++) {
+        const FsdpBucket *bucket = &u->bucket[g];
+        const void *mine = fsdp->values + bucket->flat;
+        if (bucket->shard == 0)
+            continue;
+        if (s->param_dtype != DTYPE_F32) {
+            cast_copy(&(CastCopy){.count = bucket->shard,
+                                  .from_dtype = DTYPE_F32,
+                                  .to_dtype = s->param_dtype,
+                                  .from = mine,
+                                  .to = fsdp->cast},
+                      fsdp->gather);
+            mine = fsdp->cast;
+        }
+        comm_all_gather(s->group[g].shard, mine, fsdp->staging + bucket->staged_bytes,
+                        bytes_of(s->param_dtype, bucket->shard), fsdp->gather);
+    }
+}
+
+void fsdp_prefetch(Fsdp *fsdp, int unit, bool backward, Stream stream)
+{
+    if (unit < 0 || unit >= fsdp->settings.units || is_there(fsdp, unit) || fsdp->staged == unit)
+        return;
+    stream_wait_stream(fsdp->gather, stream);
+    fsdp->staged = unit;
+    fsdp->staged_from_kept = backward && fsdp->has_kept[unit];
+    intervals_begin(&fsdp->at_gather, fsdp->gather);
+    gather_unit(fsdp, unit);
+    intervals_end(&fsdp->at_gather, fsdp->gather);
+}
+
+// Rows of every rank's shard of one parameter, from the staging buffer to their places.
+static void place_rows(Fsdp *fsdp, int index, Stream stream)
+{
+    const FsdpSettings *s = &fsdp->settings;
+    const FsdpParameter *p = &s->parameter[index];
+    const FsdpPlace *place = &fsdp->plan.place[index];
+    const FsdpBucket *bucket = &fsdp->plan.unit[p->unit].bucket[p->group];
+    int ranks = s->group[p->group].shard.ranks;
+    char *to = full_of(fsdp, p->unit) + bytes_of(s->param_dtype, place->full);
+    for (int rank = 0; rank < ranks; rank++) {
+        Shard rows = shard_of(p->rows, ranks, rank);
+        const char *from = fsdp->staging + bucket->staged_bytes +
+                           bytes_of(s->param_dtype, rank * bucket->shard + place->shard);
+        uint64_t bytes = bytes_of(s->param_dtype, rows.count * p->columns);
+        for (int64_t block = 0; block < p->outer && bytes > 0; block++, from += bytes)
+            device_copy(to + bytes_of(s->param_dtype, (block * p->rows + rows.first) * p->columns),
+                        from, bytes, stream);
+    }
+    if (p->room_rows > p->rows)
+        device_fill(to + bytes_of(s->param_dtype, p->rows * p->columns), 0,
+                    bytes_of(s->param_dtype, (p->room_rows - p->rows) * p->columns), stream);
+}
+
+void fsdp_use(Fsdp *fsdp, int unit, bool backward, Stream stream)
+{
+    const FsdpUnit *u = &fsdp->plan.unit[unit];
+    if (is_there(fsdp, unit))
+        return;
+    fsdp_prefetch(fsdp, unit, backward, stream);
+    intervals_begin(&fsdp->wait_gather, stream);
+    stream_wait_stream(stream, fsdp->gather);
+    intervals_end(&fsdp->wait_gather, stream);
+    fsdp->resident = unit;
+    fsdp->present[unit] = true;
+    fsdp->staged = NO_UNIT;
+    if (fsdp->staged_from_kept) {
+        device_copy(fsdp->full, fsdp->staging, bytes_of(fsdp->settings.param_dtype, u->full),
+                    stream);
+        return;
+    }
+    for (int i = u->first; i < u->first + u->count; i++)
+        place_rows(fsdp, i, stream);
+}
+
+void fsdp_release(Fsdp *fsdp, int unit, Stream stream)
+{
+    const FsdpUnit *u = &fsdp->plan.unit[unit];
+    DType dtype = fsdp->settings.param_dtype;
+    if (fsdp->settings.reshard <= 1 || fsdp->has_kept[unit])
+        return;
+    fsdp->has_kept[unit] = true;
+    device_copy(fsdp->kept + bytes_of(dtype, u->kept_first),
+                fsdp->full + bytes_of(dtype, fsdp->settings.kept.rank * u->kept),
+                bytes_of(dtype, u->kept), stream);
+}
+
+// One parameter's gradient into the send buffer: rank r's rows at r * bucket, zeros behind them.
+static void pack_gradient(Fsdp *fsdp, int index, char *send, Stream stream)
+{
+    const FsdpSettings *s = &fsdp->settings;
+    const FsdpParameter *p = &s->parameter[index];
+    const FsdpPlace *place = &fsdp->plan.place[index];
+    const FsdpBucket *bucket = &fsdp->plan.unit[p->unit].bucket[p->group];
+    const float *gradient = fsdp_gradient(fsdp, index);
+    int ranks = s->group[p->group].shard.ranks;
+    for (int rank = 0; rank < ranks; rank++) {
+        Shard rows = shard_of(p->rows, ranks, rank);
+        int64_t count = rows.count * p->columns, all = p->outer * place->shard_rows * p->columns;
+        char *to = send + bytes_of(s->wire_dtype, rank * bucket->shard + place->shard);
+        for (int64_t block = 0; block < p->outer && count > 0; block++)
+            cast_copy(&(CastCopy){.count = count,
+                                  .from_dtype = DTYPE_F32,
+                                  .to_dtype = s->wire_dtype,
+                                  .from = gradient + (block * p->rows + rows.first) * p->columns,
+                                  .to = to + bytes_of(s->wire_dtype, block * count)},
+                      stream);
+        count *= p->outer;
+        if (all > count)
+            device_fill(to + bytes_of(s->wire_dtype, count), 0,
+                        bytes_of(s->wire_dtype, all - count), stream);
+    }
+}
+
+// What stands packed at `send`, summed over the group and added to the shards.
+static void reduce_bucket(Fsdp *fsdp, int unit, int g, const char *send)
+{
+    const FsdpSettings *s = &fsdp->settings;
+    const FsdpBucket *bucket = &fsdp->plan.unit[unit].bucket[g];
+    float *shard = fsdp->gradients + bucket->flat;
+    ordered_reduce_scatter(&(OrderedScatter){.comm = s->group[g].shard,
+                                             .count = bucket->shard,
+                                             .wire = s->wire_dtype,
+                                             .in = send,
+                                             .out = fsdp->summed,
+                                             .scratch = fsdp->scratch},
+                           fsdp->reduce);
+    ordered_all_reduce(&(OrderedReduce){.comm = s->group[g].replica,
+                                        .count = bucket->shard,
+                                        .wire = s->wire_dtype,
+                                        .values = fsdp->summed,
+                                        .scratch = fsdp->scratch},
+                       fsdp->reduce);
+    add_rows(
+        &(AddRows){
+            .count = bucket->shard, .dtype = DTYPE_F32, .a = shard, .b = fsdp->summed, .y = shard},
+        fsdp->reduce);
+}
+
+static void wait_for_reductions(Fsdp *fsdp, Stream stream)
+{
+    intervals_begin(&fsdp->wait_reduce, stream);
+    stream_wait_stream(stream, fsdp->reduce);
+    intervals_end(&fsdp->wait_reduce, stream);
+}
+
+void fsdp_reduce(Fsdp *fsdp, int unit, bool last, Stream stream)
+{
+    const FsdpSettings *s = &fsdp->settings;
+    const FsdpUnit *u = &fsdp->plan.unit[unit];
+    if (!last)
+        return;
+    wait_for_reductions(fsdp, stream);
+    for (int i = u->first; i < u->first + u->count; i++) {
+        const FsdpParameter *p = &s->parameter[i];
+        if (p->partial)
+            ordered_all_reduce(&(OrderedReduce){.comm = s->partial,
+                                                .count = fsdp_elements(p),
+                                                .wire = DTYPE_F32,
+                                                .values = fsdp_gradient(fsdp, i),
+                                                .scratch = fsdp->scratch},
+                               stream);
+    }
+    char *send[FSDP_GROUPS], *at = fsdp->send;
+    for (int g = 0; g < FSDP_GROUPS; g++) {
+        send[g] = at;
+        int64_t all = u->bucket[g].shard * s->group[g].shard.ranks;
+        at += (bytes_of(s->wire_dtype, all) + 255) / 256 * 256;
+    }
+    for (int i = u->first; i < u->first + u->count; i++)
+        pack_gradient(fsdp, i, send[s->parameter[i].group], stream);
+    stream_wait_stream(fsdp->reduce, stream);
+    intervals_begin(&fsdp->at_reduce, fsdp->reduce);
+    for (int g = 0; g < FSDP_GROUPS; g++)
+        if (u->bucket[g].shard > 0)
+            reduce_bucket(fsdp, unit, g, send[g]);
+    intervals_end(&fsdp->at_reduce, fsdp->reduce);
+}
+
+void fsdp_step_end(Fsdp *fsdp, Stream stream)
+{
+    wait_for_reductions(fsdp, stream);
+}

@@ -1,0 +1,141 @@
+// Where every shard and every gathered row stands, and what it costs: numbers only, no memory.
+#include <stdlib.h>
+
+#include "harness/check.h"
+#include "parallel/fsdp.h"
+#include "parallel/ordered.h"
+#include "parallel/shard.h"
+
+enum { ALIGN_ELEMENTS = 64 }; // gathered parameters begin at multiples of 256 bytes of f32
+
+static int64_t round_up(int64_t value, int64_t to)
+{
+    return (value + to - 1) / to * to;
+}
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+int64_t fsdp_elements(const FsdpParameter *p)
+{
+    return p->outer * p->rows * p->columns;
+}
+
+static void place_parameter(const FsdpSettings *settings, FsdpPlan *plan, int index)
+{
+    const FsdpParameter *p = &settings->parameter[index];
+    Comm shard = settings->group[p->group].shard;
+    FsdpUnit *unit = &plan->unit[p->unit];
+    FsdpPlace *place = &plan->place[index];
+    CHECK_RULE(p->outer >= 1 && p->room_rows >= p->rows);
+    CHECK_RULE(p->outer == 1 || p->room_rows == p->rows);
+    Shard mine = shard_of(p->rows, shard.ranks, shard.rank);
+    place->shard_rows = shard_size(p->rows, shard.ranks);
+    place->first_row = mine.first;
+    place->rows = mine.count;
+    place->shard = unit->bucket[p->group].shard;
+    unit->bucket[p->group].shard += p->outer * place->shard_rows * p->columns;
+    place->full = p->joined ? unit->full : round_up(unit->full, ALIGN_ELEMENTS);
+    unit->full = place->full + p->outer * p->room_rows * p->columns;
+    if (unit->count++ == 0)
+        unit->first = index;
+}
+
+// Sizes of a unit whose parameters stand, and its place among the others.
+static void finish_unit(const FsdpSettings *settings, FsdpPlan *plan, FsdpUnit *unit)
+{
+    uint64_t send_bytes = 0;
+    unit->full = round_up(unit->full, ALIGN_ELEMENTS);
+    for (int g = 0; g < FSDP_GROUPS; g++) {
+        FsdpBucket *bucket = &unit->bucket[g];
+        bucket->flat = plan->flat;
+        plan->flat += bucket->shard;
+        plan->shard_max = bucket->shard > plan->shard_max ? bucket->shard : plan->shard_max;
+        bucket->staged_bytes = (int64_t)unit->staged_bytes;
+        int64_t all = bucket->shard * settings->group[g].shard.ranks;
+        unit->staged_bytes += (dtype_bytes(settings->param_dtype, (uint64_t)all) + 255) / 256 * 256;
+        send_bytes += (dtype_bytes(settings->wire_dtype, (uint64_t)all) + 255) / 256 * 256;
+    }
+    if (settings->reshard > 1) {
+        unit->kept = round_up(shard_size(unit->full, settings->kept.ranks), ALIGN_ELEMENTS);
+        int64_t all = unit->kept * settings->kept.ranks;
+        unit->full = all;
+        unit->staged_bytes =
+            larger(unit->staged_bytes, dtype_bytes(settings->param_dtype, (uint64_t)all));
+    }
+    unit->full_first = plan->full;
+    unit->kept_first = plan->kept;
+    plan->full += unit->full;
+    plan->kept += unit->kept;
+    plan->full_max = unit->full > plan->full_max ? unit->full : plan->full_max;
+    plan->staged_bytes_max = larger(plan->staged_bytes_max, unit->staged_bytes);
+    plan->send_bytes_max = larger(plan->send_bytes_max, send_bytes);
+}
+
+FsdpPlan fsdp_plan_create(const FsdpSettings *settings)
+{
+    FsdpPlan plan = {.unit = calloc((size_t)settings->units, sizeof(FsdpUnit)),
+                     .place = calloc((size_t)settings->parameters, sizeof(FsdpPlace))};
+    CHECK(plan.unit && plan.place, EXIT_CODE_HARDWARE, "free some memory",
+          "no memory for a plan of %d parameters", settings->parameters);
+    for (int i = 0; i < settings->parameters; i++) {
+        CHECK_RULE(i == 0 || settings->parameter[i].unit >= settings->parameter[i - 1].unit);
+        place_parameter(settings, &plan, i);
+    }
+    for (int unit = 0; unit < settings->units; unit++)
+        finish_unit(settings, &plan, &plan.unit[unit]);
+    return plan;
+}
+
+void fsdp_plan_destroy(FsdpPlan *plan)
+{
+    free(plan->unit);
+    free(plan->place);
+    *plan = (FsdpPlan){0};
+}
+
+FsdpTraffic fsdp_traffic(const FsdpSettings *settings, const FsdpPlan *plan, int unit_index)
+{
+    const FsdpUnit *unit = &plan->unit[unit_index];
+    FsdpTraffic traffic = {0};
+    for (int g = 0; g < FSDP_GROUPS; g++) {
+        FsdpGroup group = settings->group[g];
+        int64_t shard = unit->bucket[g].shard;
+        traffic.gather_bytes[g] =
+            dtype_bytes(settings->param_dtype, (uint64_t)shard) * (uint64_t)(group.shard.ranks - 1);
+        traffic.scatter_bytes[g] =
+            ordered_scatter_wire_bytes(group.shard, shard, settings->wire_dtype);
+        traffic.replica_bytes[g] =
+            ordered_reduce_wire_bytes(group.replica, shard, settings->wire_dtype);
+    }
+    if (settings->reshard > 1)
+        traffic.regather_bytes = dtype_bytes(settings->param_dtype, (uint64_t)unit->kept) *
+                                 (uint64_t)(settings->kept.ranks - 1);
+    for (int i = unit->first; i < unit->first + unit->count; i++) {
+        const FsdpParameter *p = &settings->parameter[i];
+        if (!p->partial)
+            continue;
+        traffic.partial_calls++;
+        traffic.partial_bytes +=
+            ordered_reduce_wire_bytes(settings->partial, fsdp_elements(p), DTYPE_F32);
+    }
+    return traffic;
+}
+
+FsdpMemory fsdp_memory(const FsdpSettings *settings, const FsdpPlan *plan)
+{
+    DType dtype = settings->param_dtype;
+    FsdpMemory memory = {.shard_bytes = dtype_bytes(DTYPE_F32, (uint64_t)plan->flat),
+                         .send_bytes = plan->send_bytes_max};
+    int64_t in_use = settings->reshard == FSDP_RESHARD_NO ? plan->full : plan->full_max;
+    memory.gathered_bytes =
+        dtype_bytes(dtype, (uint64_t)(in_use + plan->kept)) + plan->staged_bytes_max;
+    memory.largest_bytes =
+        larger(plan->staged_bytes_max, dtype_bytes(dtype, (uint64_t)plan->full_max));
+    int64_t gradients = settings->accumulates ? plan->full : plan->full_max;
+    memory.gradient_bytes =
+        dtype_bytes(DTYPE_F32, (uint64_t)(gradients + plan->flat + plan->shard_max));
+    return memory;
+}
