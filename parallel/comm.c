@@ -273,19 +273,43 @@ void comm_group_end(Comm comm, Stream stream)
 // Pairwise messages instead of MPI_Alltoallv, whose displacements are int: worst-case buffers put a
 // segment far beyond 2^31 bytes even when little travels. Both sides of a pair know its size, so
 // both count the same rounds.
-void comm_all_to_all_v(Comm comm, const void *send, const uint64_t *send_bytes,
-                       const uint64_t *send_offsets, void *receive, const uint64_t *receive_bytes,
-                       const uint64_t *receive_offsets)
+static void mpi_all_to_all_v(Comm comm, const CommSplit *split, const char *from, char *to,
+                             uint64_t longest)
 {
-    const char *from = send;
-    char *to = receive;
+    CommLink *link = comm.link;
+    const uint64_t *send_bytes = split->send_bytes, *receive_bytes = split->receive_bytes;
+    for (uint64_t done = 0; done < longest; done += link->message_bytes_max) {
+        int open = 0;
+        // Starting with the next rank spreads the first messages over all pairs.
+        for (int step = 1; step < comm.ranks; step++) {
+            int source = (comm.rank - step + comm.ranks) % comm.ranks;
+            int target = (comm.rank + step) % comm.ranks;
+            if (done < receive_bytes[source])
+                CHECK_MPI(
+                    MPI_Irecv(to + split->receive_offsets[source] + done,
+                              (int)smaller(receive_bytes[source] - done, link->message_bytes_max),
+                              MPI_BYTE, source, TAG, link->mpi, &link->requests[open++]));
+            if (done < send_bytes[target])
+                CHECK_MPI(
+                    MPI_Isend(from + split->send_offsets[target] + done,
+                              (int)smaller(send_bytes[target] - done, link->message_bytes_max),
+                              MPI_BYTE, target, TAG, link->mpi, &link->requests[open++]));
+        }
+        CHECK_MPI(MPI_Waitall(open, link->requests, MPI_STATUSES_IGNORE));
+    }
+}
+
+void comm_all_to_all_v(Comm comm, const CommSplit *split, const void *send, void *receive,
+                       Stream stream)
+{
     int self = comm.rank;
+    const uint64_t *send_bytes = split->send_bytes, *receive_bytes = split->receive_bytes;
     CHECK_RULE(send_bytes[self] == receive_bytes[self]);
     if (send_bytes[self] > 0)
-        memcpy(to + receive_offsets[self], from + send_offsets[self], send_bytes[self]);
+        device_copy((char *)receive + split->receive_offsets[self],
+                    (const char *)send + split->send_offsets[self], send_bytes[self], stream);
     if (!comm.link)
         return;
-    CommLink *link = comm.link;
     uint64_t longest = 0, sent = 0;
     for (int rank = 0; rank < comm.ranks; rank++) {
         if (rank == self)
@@ -295,25 +319,11 @@ void comm_all_to_all_v(Comm comm, const void *send, const uint64_t *send_bytes,
         longest = receive_bytes[rank] > longest ? receive_bytes[rank] : longest;
     }
     comm_enter(comm, COMM_CALL_ALL_TO_ALL_V, sent);
-    for (uint64_t done = 0; done < longest; done += link->message_bytes_max) {
-        int open = 0;
-        // Starting with the next rank spreads the first messages over all pairs.
-        for (int step = 1; step < comm.ranks; step++) {
-            int source = (self - step + comm.ranks) % comm.ranks;
-            int target = (self + step) % comm.ranks;
-            if (done < receive_bytes[source])
-                CHECK_MPI(
-                    MPI_Irecv(to + receive_offsets[source] + done,
-                              (int)smaller(receive_bytes[source] - done, link->message_bytes_max),
-                              MPI_BYTE, source, TAG, link->mpi, &link->requests[open++]));
-            if (done < send_bytes[target])
-                CHECK_MPI(
-                    MPI_Isend(from + send_offsets[target] + done,
-                              (int)smaller(send_bytes[target] - done, link->message_bytes_max),
-                              MPI_BYTE, target, TAG, link->mpi, &link->requests[open++]));
-        }
-        CHECK_MPI(MPI_Waitall(open, link->requests, MPI_STATUSES_IGNORE));
-    }
+    const CommNccl *nccl = nccl_for(comm, stream);
+    if (nccl)
+        nccl->all_to_all_v(comm.link->nccl, comm, split, send, receive, stream);
+    else
+        mpi_all_to_all_v(comm, split, send, receive, longest);
 }
 
 static MPI_Datatype mpi_type_of(DType dtype)

@@ -42,10 +42,14 @@ void comm_all_to_all(Comm comm, const void *send, void *receive, uint64_t bytes,
 // another of them brings. On the CPU each is done on return, as always. Groups may nest.
 void comm_group_begin(Comm comm, Stream stream);
 void comm_group_end(Comm comm, Stream stream);
-// CPU only (counts are host values). Byte counts and offsets per rank.
-void comm_all_to_all_v(Comm comm, const void *send, const uint64_t *send_bytes,
-                       const uint64_t *send_offsets, void *receive, const uint64_t *receive_bytes,
-                       const uint64_t *receive_offsets);
+// What this rank exchanges with each rank of the group, in bytes: how much, and where in the
+// buffers. Host values on every device, read before the call returns. Nothing travels where the
+// count is 0; the own part is copied, unless its counts are 0 as well.
+typedef struct CommSplit {
+    const uint64_t *send_bytes, *send_offsets, *receive_bytes, *receive_offsets; // [ranks]
+} CommSplit;
+void comm_all_to_all_v(Comm comm, const CommSplit *split, const void *send, void *receive,
+                       Stream stream);
 // in may be out; DTYPE_F32, DTYPE_BF16 (CUDA), DTYPE_I32, DTYPE_I64, DTYPE_F64
 void comm_all_reduce(Comm comm, const void *in, void *out, int64_t count, DType dtype, CommOp op,
                      Stream stream);

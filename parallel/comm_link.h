@@ -60,6 +60,9 @@ typedef struct CommNccl {
     void (*all_gather)(void *nccl, const void *mine, void *all, uint64_t bytes, Stream stream);
     void (*all_to_all)(void *nccl, Comm comm, const void *send, void *receive, uint64_t bytes,
                        Stream stream);
+    // Everything but the own part.
+    void (*all_to_all_v)(void *nccl, Comm comm, const CommSplit *split, const void *send,
+                         void *receive, Stream stream);
     void (*all_reduce)(void *nccl, const void *in, void *out, int64_t count, DType dtype, CommOp op,
                        Stream stream);
     void (*broadcast)(void *nccl, void *data, uint64_t bytes, int root, Stream stream);

@@ -63,6 +63,17 @@ static void all_gather(void *nccl, const void *mine, void *all, uint64_t bytes, 
     CHECK_NCCL(ncclAllGather(mine, all, bytes, ncclInt8, nccl, stream.handle));
 }
 
+// One message to a rank and one from another, within a group. Where nothing travels both sides know
+// it, and neither calls.
+static void exchange_pair(void *nccl, const char *from, uint64_t send_bytes, int target, char *to,
+                          uint64_t receive_bytes, int source, Stream stream)
+{
+    if (send_bytes > 0)
+        CHECK_NCCL(ncclSend(from, send_bytes, ncclInt8, target, nccl, stream.handle));
+    if (receive_bytes > 0)
+        CHECK_NCCL(ncclRecv(to, receive_bytes, ncclInt8, source, nccl, stream.handle));
+}
+
 // Own block by a plain copy: it needs no link.
 static void all_to_all(void *nccl, Comm comm, const void *send, void *receive, uint64_t bytes,
                        Stream stream)
@@ -77,10 +88,24 @@ static void all_to_all(void *nccl, Comm comm, const void *send, void *receive, u
     for (int step = 1; step < comm.ranks; step++) {
         int target = (comm.rank + step) % comm.ranks;
         int source = (comm.rank - step + comm.ranks) % comm.ranks;
-        CHECK_NCCL(ncclSend(from + (uint64_t)target * bytes, bytes, ncclInt8, target, nccl,
-                            stream.handle));
-        CHECK_NCCL(
-            ncclRecv(to + (uint64_t)source * bytes, bytes, ncclInt8, source, nccl, stream.handle));
+        exchange_pair(nccl, from + (uint64_t)target * bytes, bytes, target,
+                      to + (uint64_t)source * bytes, bytes, source, stream);
+    }
+    group_end();
+}
+
+static void all_to_all_v(void *nccl, Comm comm, const CommSplit *split, const void *send,
+                         void *receive, Stream stream)
+{
+    const char *from = send;
+    char *to = receive;
+    group_begin();
+    for (int step = 1; step < comm.ranks; step++) {
+        int target = (comm.rank + step) % comm.ranks;
+        int source = (comm.rank - step + comm.ranks) % comm.ranks;
+        exchange_pair(nccl, from + split->send_offsets[target], split->send_bytes[target], target,
+                      to + split->receive_offsets[source], split->receive_bytes[source], source,
+                      stream);
     }
     group_end();
 }
@@ -130,6 +155,7 @@ const CommNccl comm_nccl = {
     .group_end = group_end,
     .all_gather = all_gather,
     .all_to_all = all_to_all,
+    .all_to_all_v = all_to_all_v,
     .all_reduce = all_reduce,
     .broadcast = broadcast,
 };

@@ -111,8 +111,8 @@ static void exchange_mpi(Ep *ep, const EpRegion *regions, int count, Stream stre
             send_offsets[rank] = (uint64_t)rank * ep->segment_bytes[region];
             receive_offsets[rank] = send_offsets[rank];
         }
-        comm_all_to_all_v(comm, ep->out[region], send_bytes, send_offsets, ep->in[region],
-                          receive_bytes, receive_offsets);
+        const CommSplit split = {send_bytes, send_offsets, receive_bytes, receive_offsets};
+        comm_all_to_all_v(comm, &split, ep->out[region], ep->in[region], stream);
     }
 }
 

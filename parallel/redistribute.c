@@ -23,113 +23,80 @@ static const char *const kind_names[REDISTRIBUTE_KINDS] = {
     [REDISTRIBUTE_MAKE_PARTIAL] = "make partial",
 };
 
-uint64_t cut_bytes(const Cut *cut, int coord)
-{
-    return (uint64_t)(cut->outer * shard_link_count(&cut->link, cut->whole, coord)) *
-           cut->inner_bytes;
-}
+// ---- replay ----
 
-bool cut_is_contiguous(const Cut *cut)
+static void run_copies(const CopyList *list, const char *from, char *to, Stream stream)
 {
-    return cut->outer == 1 && cut->link.pieces == 1;
-}
-
-uint64_t cut_offset(const Cut *cut, int coord)
-{
-    return (uint64_t)shard_link_run(&cut->link, cut->whole, coord, 0).whole_first *
-           cut->inner_bytes;
-}
-
-// Between a block and the packed part of a coordinate. to_block: the part is laid into the block.
-static void cut_copy(const Cut *cut, int coord, char *block, char *part, bool to_block)
-{
-    uint64_t part_rows = (uint64_t)shard_link_count(&cut->link, cut->whole, coord);
-    if (part_rows == 0 || cut->inner_bytes == 0)
+    if (list->args.blocks == 0)
         return;
-    for (int64_t run_index = 0; run_index < cut->link.pieces; run_index++) {
-        ShardRun run = shard_link_run(&cut->link, cut->whole, coord, run_index);
-        uint64_t bytes = (uint64_t)run.count * cut->inner_bytes;
-        char *in_block = block + (uint64_t)run.whole_first * cut->inner_bytes;
-        char *in_part = part + (uint64_t)run.part_first * cut->inner_bytes;
-        for (int64_t i = 0; i < cut->outer && bytes > 0; i++) {
-            memcpy(to_block ? in_block : in_part, to_block ? in_part : in_block, bytes);
-            in_block += (uint64_t)cut->whole * cut->inner_bytes;
-            in_part += part_rows * cut->inner_bytes;
-        }
-    }
+    CopyBlocks args = list->args;
+    args.from = from;
+    args.to = to;
+    copy_blocks(&args, stream);
 }
 
 // Collective(the axis). The one place where a plan communicates.
-static void exchange(const Mesh *mesh, int axis, const Exchange *e, const void *send, void *receive)
+static void run_exchange(const Redistribute *plan, int axis, const Exchange *e, const char *send,
+                         char *receive, Stream stream)
 {
-    comm_all_to_all_v(mesh->comm[axis], send, e->send_bytes, e->send_offsets, receive,
-                      e->receive_bytes, e->receive_offsets);
+    const CommSplit split = {e->send_bytes, e->send_offsets, e->receive_bytes, e->receive_offsets};
+    comm_all_to_all_v(plan->mesh->comm[axis], &split, send, receive, stream);
 }
 
-static void pack(const PlannedStep *step, int ranks, const char *in, char *send)
+static void run_combination(const Redistribute *plan, const PlannedStep *step, const char *own,
+                            char *out, Stream stream)
 {
-    for (int rank = 0; rank < ranks; rank++)
-        cut_copy(&step->push, rank, (char *)(uintptr_t)in, send + step->exchange.send_offsets[rank],
-                 false);
+    uint64_t size = dtype_bytes(plan->from.local.dtype, 1);
+    const TermsCombine args = {.dtype = plan->from.local.dtype,
+                               .op = partial_terms_op(step->seen.from.op),
+                               .terms = plan->mesh->ranks[step->seen.axis],
+                               .own_index = plan->mesh->coord[step->seen.axis],
+                               .count = (int64_t)(step->own_bytes / size),
+                               .stride = (int64_t)(step->term_stride / size),
+                               .own = own,
+                               .others = plan->receive,
+                               .out = out};
+    if (args.count > 0)
+        terms_combine(&args, stream);
 }
 
-static void unpack(const PlannedStep *step, int ranks, char *receive, char *out)
+static void run_identity(const Redistribute *plan, const PlannedStep *step, char *out,
+                         Stream stream)
 {
-    for (int rank = 0; rank < ranks; rank++)
-        cut_copy(&step->pop, rank, out, receive + step->exchange.receive_offsets[rank], true);
+    uint64_t size = dtype_bytes(plan->from.local.dtype, 1);
+    const TermsIdentity args = {.dtype = plan->from.local.dtype,
+                                .op = partial_terms_op(step->seen.to.op),
+                                .count = (int64_t)(step->seen.out_bytes / size),
+                                .out = out};
+    if (args.count > 0)
+        terms_identity(&args, stream);
 }
 
-static void run_local(const Redistribute *plan, const PlannedStep *step, const char *in, char *out)
+static void run_step(const Redistribute *plan, const PlannedStep *step, const char *in, char *out,
+                     Stream stream)
 {
-    const RedistributeStep *seen = &step->seen;
-    DType dtype = plan->from.local.dtype;
-    int coord = plan->mesh->coord[seen->axis];
-    char *from = (char *)(uintptr_t)in; // cut_copy goes both ways; here it only reads
-    if (seen->kind == REDISTRIBUTE_SLICE) {
-        cut_copy(&step->push, coord, from, out, false);
-        return;
-    }
-    int64_t count = (int64_t)(seen->out_bytes / dtype_bytes(dtype, 1));
-    if (seen->out_bytes > 0)
-        partial_fill_identity(dtype, seen->to.op, count, out);
-    if (seen->kind == REDISTRIBUTE_INTO_PARTIAL)
-        cut_copy(&step->pop, coord, out, from, true);
-}
-
-static void run_collective(const Redistribute *plan, const PlannedStep *step, const char *in,
-                           char *out)
-{
-    const RedistributeStep *seen = &step->seen;
-    const Mesh *mesh = plan->mesh;
-    int axis = seen->axis, ranks = mesh->ranks[axis];
-    DType dtype = plan->from.local.dtype;
-    const char *send = in;
-    char *receive = seen->receive_bytes > 0 ? plan->receive : out;
-    if (seen->send_bytes > 0) {
-        pack(step, ranks, in, plan->send);
-        send = plan->send;
-    }
-    exchange(mesh, axis, &step->exchange, send, receive);
-    if (seen->kind == REDISTRIBUTE_ALL_GATHER || seen->kind == REDISTRIBUTE_ALL_TO_ALL) {
-        if (receive != out)
-            unpack(step, ranks, receive, out);
-        return;
-    }
-    uint64_t mine = step->exchange.receive_bytes[mesh->coord[axis]];
-    int64_t count = (int64_t)(mine / dtype_bytes(dtype, 1));
-    bool reduces_all = seen->kind == REDISTRIBUTE_ALL_REDUCE;
-    char *sum = reduces_all ? receive : out; // element by element, so terms may be overwritten
-    if (count > 0)
-        partial_combine(dtype, seen->from.op, ranks, receive, count, sum);
-    if (reduces_all)
-        exchange(mesh, axis, &step->second, sum, out);
+    RedistributeKind kind = step->seen.kind;
+    int axis = step->seen.axis;
+    bool combines = kind == REDISTRIBUTE_REDUCE_SCATTER || kind == REDISTRIBUTE_ALL_REDUCE;
+    const char *send = step->seen.send_bytes > 0 ? plan->send : in;
+    char *receive = step->seen.receive_bytes > 0 ? plan->receive : out;
+    if (kind == REDISTRIBUTE_INTO_PARTIAL || kind == REDISTRIBUTE_MAKE_PARTIAL)
+        run_identity(plan, step, out, stream);
+    run_copies(&step->pack, in, plan->send, stream);
+    run_copies(&step->own, step->own_is_packed ? plan->send : in, out, stream);
+    if (step->exchange.send_bytes)
+        run_exchange(plan, axis, &step->exchange, send, receive, stream);
+    if (combines)
+        run_combination(plan, step, send + step->own_offset,
+                        out + (step->second.send_bytes ? step->own_offset : 0), stream);
+    if (step->second.send_bytes)
+        run_exchange(plan, axis, &step->second, out, out, stream);
+    run_copies(&step->unpack, plan->receive, out, stream);
 }
 
 void redistribute_run(Redistribute *plan, const void *in, void *out, Stream stream)
 {
-    CHECK(stream.device == DEVICE_CPU, EXIT_CODE_HARDWARE, "use --device cpu",
-          "redistribute has no rows for %s yet", device_kind_name(stream.device));
-    CHECK_RULE(plan->can_run);
+    CHECK_RULE(plan->can_run && stream.device == plan->device);
     const char *now = in;
     for (int i = 0; i < plan->steps; i++) {
         const PlannedStep *step = &plan->step[i];
@@ -138,122 +105,15 @@ void redistribute_run(Redistribute *plan, const void *in, void *out, Stream stre
         char *next = i == plan->last_moving  ? (char *)out
                      : now == plan->stage[0] ? plan->stage[1]
                                              : plan->stage[0];
-        bool is_local = !step->exchange.send_bytes;
-        (is_local ? run_local : run_collective)(plan, step, now, next);
+        run_step(plan, step, now, next, stream);
         now = next;
     }
     uint64_t bytes = tensor_bytes(&plan->to.local);
     if (now != out && bytes > 0)
-        memcpy(out, now, bytes);
+        device_copy(out, now, bytes, stream);
 }
 
 // ---- set-up ----
-
-// The parts of all ranks one after the other; returns their sum.
-static uint64_t lay_out(const Cut *cut, int ranks, uint64_t *bytes, uint64_t *offsets)
-{
-    uint64_t total = 0;
-    for (int rank = 0; rank < ranks; rank++) {
-        bytes[rank] = cut_bytes(cut, rank);
-        offsets[rank] = total;
-        total += bytes[rank];
-    }
-    return total;
-}
-
-static void same_for_all(int ranks, uint64_t size, bool apart, uint64_t *bytes, uint64_t *offsets)
-{
-    for (int rank = 0; rank < ranks; rank++) {
-        bytes[rank] = size;
-        offsets[rank] = apart ? (uint64_t)rank * size : 0;
-    }
-}
-
-static void plan_gather(PlannedStep *step, const Cut *cut, int coord, Exchange *e)
-{
-    int ranks = cut->link.ranks;
-    same_for_all(ranks, cut_bytes(cut, coord), false, e->send_bytes, e->send_offsets);
-    uint64_t total = lay_out(cut, ranks, e->receive_bytes, e->receive_offsets);
-    // Parts of a contiguous cut lie in rank order, so received parts are at their places already.
-    if (!cut_is_contiguous(cut))
-        step->seen.receive_bytes = total;
-}
-
-static void plan_scatter(PlannedStep *step, int coord)
-{
-    Exchange *e = &step->exchange;
-    const Cut *cut = &step->push;
-    int ranks = cut->link.ranks;
-    uint64_t total = lay_out(cut, ranks, e->send_bytes, e->send_offsets);
-    if (!cut_is_contiguous(cut))
-        step->seen.send_bytes = total;
-    uint64_t mine = e->send_bytes[coord];
-    same_for_all(ranks, mine, true, e->receive_bytes, e->receive_offsets);
-    step->seen.receive_bytes = mine * (uint64_t)ranks;
-}
-
-static void plan_exchange(Redistribute *plan, PlannedStep *step)
-{
-    const Mesh *mesh = plan->mesh;
-    int axis = step->seen.axis, ranks = mesh->ranks[axis], coord = mesh->coord[axis];
-    uint64_t size = dtype_bytes(plan->from.local.dtype, 1);
-    Exchange *e = &step->exchange;
-    switch (step->seen.kind) {
-    case REDISTRIBUTE_ALL_GATHER:
-        plan_gather(step, &step->pop, coord, e);
-        break;
-    case REDISTRIBUTE_REDUCE_SCATTER:
-        plan_scatter(step, coord);
-        break;
-    case REDISTRIBUTE_ALL_REDUCE:
-        step->push = (Cut){.link = {.axis = axis, .ranks = ranks, .pieces = 1},
-                           .outer = 1,
-                           .whole = (int64_t)(step->seen.in_bytes / size),
-                           .inner_bytes = size};
-        plan_scatter(step, coord);
-        plan_gather(step, &step->push, coord, &step->second);
-        break;
-    case REDISTRIBUTE_ALL_TO_ALL:
-        step->seen.send_bytes = lay_out(&step->push, ranks, e->send_bytes, e->send_offsets);
-        step->seen.receive_bytes = lay_out(&step->pop, ranks, e->receive_bytes, e->receive_offsets);
-        break;
-    default:
-        return;
-    }
-    for (int rank = 0; rank < ranks; rank++)
-        if (rank != coord)
-            step->seen.wire_bytes +=
-                e->send_bytes[rank] + (step->second.send_bytes ? step->second.send_bytes[rank] : 0);
-}
-
-static bool communicates(RedistributeKind kind)
-{
-    return kind == REDISTRIBUTE_ALL_GATHER || kind == REDISTRIBUTE_REDUCE_SCATTER ||
-           kind == REDISTRIBUTE_ALL_REDUCE || kind == REDISTRIBUTE_ALL_TO_ALL;
-}
-
-// One block for the counts of all steps.
-static void give_counts(Redistribute *plan)
-{
-    uint64_t words = 1;
-    for (int i = 0; i < plan->steps; i++)
-        words += 8 * (uint64_t)plan->mesh->ranks[plan->step[i].seen.axis];
-    plan->counts = calloc(words, sizeof(uint64_t));
-    CHECK_RULE(plan->counts != NULL);
-    uint64_t *next = plan->counts;
-    for (int i = 0; i < plan->steps; i++) {
-        PlannedStep *step = &plan->step[i];
-        uint64_t ranks = (uint64_t)plan->mesh->ranks[step->seen.axis];
-        Exchange *const halves[] = {&step->exchange, &step->second};
-        bool needed[] = {communicates(step->seen.kind), step->seen.kind == REDISTRIBUTE_ALL_REDUCE};
-        for (int half = 0; half < 2; half++) {
-            if (!needed[half])
-                continue;
-            *halves[half] = (Exchange){next, next + ranks, next + 2 * ranks, next + 3 * ranks};
-            next += 4 * ranks;
-        }
-    }
-}
 
 static void push_buffers(Redistribute *plan, Arena *arena)
 {
@@ -266,7 +126,6 @@ static void push_buffers(Redistribute *plan, Arena *arena)
         receive = seen->receive_bytes > receive ? seen->receive_bytes : receive;
     }
     plan->buffer_bytes = 2 * stage + send + receive;
-    plan->can_run = arena != NULL;
     if (!arena)
         return;
     plan->stage[0] = arena_push(arena, stage, MEMORY_COMMUNICATION);
@@ -275,22 +134,51 @@ static void push_buffers(Redistribute *plan, Arena *arena)
     plan->receive = arena_push(arena, receive, MEMORY_COMMUNICATION);
 }
 
+// Measures the lists, and takes the blocks to where the kernels read them.
+static void place_blocks(Redistribute *plan, Arena *arena)
+{
+    uint64_t bytes = (uint64_t)plan->blocks * sizeof(CopyBlock);
+    CopyBlock *placed = plan->block;
+    if (plan->device != DEVICE_CPU)
+        placed = arena_push(arena, bytes, MEMORY_COMMUNICATION);
+    for (int i = 0; i < plan->steps; i++) {
+        PlannedStep *step = &plan->step[i];
+        CopyList *const lists[] = {&step->pack, &step->own, &step->unpack};
+        for (size_t l = 0; l < COUNT_OF(lists); l++) {
+            CopyList *list = lists[l];
+            if (list->args.blocks == 0)
+                continue;
+            list->args = copy_blocks_measure(plan->block + list->first, list->args.blocks);
+            list->args.block = placed + list->first;
+        }
+    }
+    if (plan->device == DEVICE_CPU || plan->blocks == 0)
+        return;
+    plan->buffer_bytes += bytes;
+    Stream stream = stream_create(plan->device);
+    device_copy(placed, plan->block, bytes, stream);
+    stream_wait(stream);
+    stream_destroy(stream);
+}
+
 Redistribute *redistribute_create(const RedistributeSettings *settings)
 {
     Redistribute *plan = calloc(1, sizeof(*plan));
     CHECK_RULE(plan != NULL);
     plan->mesh = settings->mesh;
+    plan->device = settings->device;
     plan->from = dtensor_make(settings->mesh, settings->whole, settings->from);
     plan->to = dtensor_make(settings->mesh, settings->whole, settings->to);
     redistribute_choose_steps(plan);
-    give_counts(plan);
+    plan->can_run = settings->arena != NULL;
+    redistribute_lay_out(plan, plan->can_run);
     plan->last_moving = -1;
-    for (int i = 0; i < plan->steps; i++) {
-        plan_exchange(plan, &plan->step[i]);
+    for (int i = 0; i < plan->steps; i++)
         if (!plan->step[i].keeps)
             plan->last_moving = i;
-    }
     push_buffers(plan, settings->arena);
+    if (plan->can_run)
+        place_blocks(plan, settings->arena);
     return plan;
 }
 
@@ -299,8 +187,11 @@ void redistribute_destroy(Redistribute *plan)
     if (!plan)
         return;
     free(plan->counts);
+    free(plan->block);
     free(plan);
 }
+
+// ---- what the plan says ----
 
 int redistribute_steps(const Redistribute *plan)
 {

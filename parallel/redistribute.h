@@ -6,26 +6,33 @@
 //   P    -> S(a)  reduce-scatter     S(a) -> R     all-gather       R -> S  slice, local
 //   P    -> R     all-reduce         S(a) -> S(b)  all-to-all       R -> P  local
 //   S(a) -> P     local for sum (into zeros) and product (into ones); else through R
-//   P(a) -> P(b)  through R          S(a) -> S(a), differently cut: through R
+//   P(a) -> P(b)  through R          S(a) -> S(a), cut otherwise (strided): all-to-all, or through
+//   R
+//                                    where a rank would have hundreds of pieces
 //
 // Order of the steps, the same on every rank:
 //   1 slices come first, as soon as what they cut stands: less travels afterwards
 //   2 then Partials are combined: those that become shards from left to right, then the others from
 //     right to left
 //   3 then shards are undone, from the innermost link of a dimension outwards (dtensor.h: right to
-//     left, where no shard is strided)
+//     left, where no shard is strided). Of two plain shards of one dimension the outer one may come
+//     and go under the inner one, which then holds a strided shard: S0x2,S0 -> S0x2,R is one
+//     all-gather along the second axis
 //   4 then Partials are made, left to right
 // A Partial that stays is not touched while all Partials of both lists have one operation. With
 // several operations their order matters, so all are combined, strictly from right to left, and
 // made anew.
 //
-// Terms are combined in rank order along the axis (partial.h), so results do not depend on the
-// library. R -> P keeps the value at coordinate 0, with zeros elsewhere (sum) or ones (product);
-// avg, max and min keep it everywhere. (PyTorch divides instead, which rounds.)
+// Terms are combined in rank order along the axis (kernels/terms.h) on every device, so results do
+// not depend on the library. R -> P keeps the value at coordinate 0, with zeros elsewhere (sum) or
+// ones (product); avg, max and min keep it everywhere. (PyTorch divides instead, which rounds.)
 //
-// Unpadded: every exchange is comm_all_to_all_v, so empty and short shards send what they have. CPU
-// only so far: the padded exchanges of equal counts that NCCL needs are not there yet; a CUDA
-// stream stops the job with 69. They would be another `exchange` under the same plan.
+// Unpadded on every device: empty and short shards send what they have. On the CPU an exchange is
+// MPI messages between pairs, on CUDA grouped ncclSend and ncclRecv, whose counts may differ,
+// instead of NCCL's collectives, whose counts may not. Those would need a padded copy of every
+// part, and a reduction in NCCL's own order. An all-gather by pairs sends no more bytes than a ring
+// does, and two H200 of one host exchange 327 GB/s by pairs (NCCL 2.28, 1 GiB) against 266 by its
+// all-gather. What it costs: n - 1 messages at once instead of n - 1 steps between neighbours.
 #pragma once
 
 #include "parallel/dtensor.h"
@@ -61,12 +68,16 @@ typedef struct RedistributeSettings {
     const Tensor *whole;        // dtype and global shape; data is not looked at
     const Placement *from, *to; // [mesh->axes], which passed dtensor_check
     Arena *arena;               // buffers are pushed here; NULL: a plan that cannot run
+    DeviceKind device;          // of the arena and of the parts
 } RedistributeSettings;
 
-// Local. Owner: the caller. The arena's pieces are the caller's to release, after destroy.
+// Local; on CUDA it waits for a small copy. Owner: the caller. The arena's pieces are the caller's
+// to release, after destroy.
 Redistribute *redistribute_create(const RedistributeSettings *settings);
 void redistribute_destroy(Redistribute *plan); // Local
-// Collective(the mesh), Enqueues(stream). in: this rank's part in `from`; out: in `to`; apart.
+// Collective(the mesh), Enqueues(stream). in: this rank's part in `from`; out: in `to`; apart. May
+// be captured in a graph, once it has run outside of one (NCCL connects ranks when they first
+// meet).
 void redistribute_run(Redistribute *plan, const void *in, void *out, Stream stream);
 
 int redistribute_steps(const Redistribute *plan);                              // Local

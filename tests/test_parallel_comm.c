@@ -114,7 +114,8 @@ static void check_all_to_all_v_at(const TestJob *job, uint64_t stride)
             send[offsets[rank] + i] = byte_of(job, comm.rank, rank, i);
     }
     comm_take_wire_bytes(comm);
-    comm_all_to_all_v(comm, send, send_bytes, offsets, receive, receive_bytes, offsets);
+    const CommSplit split = {send_bytes, offsets, receive_bytes, offsets};
+    comm_all_to_all_v(comm, &split, send, receive, job->stream);
     uint64_t sent = 0;
     for (int rank = 0; rank < comm.ranks; rank++) {
         expect_block(job, receive + offsets[rank], receive_bytes[rank], rank, comm.rank);

@@ -59,6 +59,49 @@ static void test_gather_and_exchange(void **state)
     arena_release(s->arena, mark);
 }
 
+// Elements that one rank sends to another; some pairs send nothing.
+static uint64_t elements_between(const TestJob *s, int source, int target)
+{
+    RandomBlock block = random_block(s->seed, 98, (uint64_t)(source * 64 + target));
+    return block.word[0] % 3 == 0 ? 0 : 1 + block.word[1] % 5000;
+}
+
+static void test_unequal_exchange(void **state)
+{
+    TestJob s = *(TestJob *)*state;
+    enum { ROOM = 5003, RANKS_MAX = 64 };
+    int ranks = s.comm.ranks;
+    assert_in_range(ranks, 1, RANKS_MAX);
+    for (int round = 0; round < 20; round++, s.seed++) {
+        uint64_t send_bytes[RANKS_MAX], receive_bytes[RANKS_MAX], offsets[RANKS_MAX], sent = 0;
+        for (int rank = 0; rank < ranks; rank++) {
+            bool own = rank == s.comm.rank && round % 2; // every other time its counts are 0
+            send_bytes[rank] = own ? 0 : elements_between(&s, s.comm.rank, rank) * sizeof(float);
+            receive_bytes[rank] = own ? 0 : elements_between(&s, rank, s.comm.rank) * sizeof(float);
+            offsets[rank] = (uint64_t)rank * ROOM * sizeof(float);
+            sent += rank == s.comm.rank ? 0 : send_bytes[rank];
+        }
+        ArenaMark mark = arena_mark(s.arena);
+        uint64_t bytes = (uint64_t)ranks * ROOM * sizeof(float);
+        float *send = inputs(&s, ranks * ROOM);
+        float *receive = arena_push(s.arena, bytes, MEMORY_COMMUNICATION);
+        device_fill(receive, 0, bytes, s.stream);
+        const CommSplit split = {send_bytes, offsets, receive_bytes, offsets};
+        comm_take_wire_bytes(s.comm);
+        comm_all_to_all_v(s.comm, &split, send, receive, s.stream);
+        assert_int_equal(comm_take_wire_bytes(s.comm), sent);
+        float *found = host_copy(receive, bytes, s.stream);
+        for (int64_t i = 0; i < ranks * ROOM; i++) {
+            int rank = (int)(i / ROOM);
+            bool came = (uint64_t)(i % ROOM) * sizeof(float) < receive_bytes[rank];
+            expect_float(&s, "unequal exchange", i, found[i],
+                         came ? partial_of(&s, rank, s.comm.rank * ROOM + i % ROOM) : 0.0f);
+        }
+        free(found);
+        arena_release(s.arena, mark);
+    }
+}
+
 static void test_all_reduce(void **state)
 {
     const TestJob *s = *state;
@@ -157,6 +200,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_gather_and_exchange, &job),
         cmocka_unit_test_prestate(test_grouped_exchange, &job),
+        cmocka_unit_test_prestate(test_unequal_exchange, &job),
         cmocka_unit_test_prestate(test_all_reduce, &job),
         cmocka_unit_test_prestate(test_ordered_sum, &job),
         cmocka_unit_test_prestate(test_graph, &job),

@@ -2,6 +2,7 @@
 #   tests/test_<folder>_<unit>.c   a cmocka program.  // ranks: 1 2 4   // labels: gpu slow
 #   tests/program_<what>.sh        the whole program, called with the build folder.  # labels: slow   # timeout: 1200
 #   tests/check_<what>.sh          the source tree, called with the source folder
+#   tests/race_<what>.c            no test: a program that times ours against a peer, for results/measured/
 find_library(CMOCKA_LIBRARY cmocka)
 find_path(CMOCKA_INCLUDE cmocka.h)
 if(NOT CMOCKA_LIBRARY OR NOT CMOCKA_INCLUDE)
@@ -67,6 +68,16 @@ foreach(source ${test_sources})
   endif()
 endforeach()
 add_custom_target(tests DEPENDS meshwork ${test_programs})
+
+file(GLOB race_sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/race_*.c")
+foreach(source ${race_sources})
+  get_filename_component(name "${source}" NAME_WE)
+  add_executable(${name} EXCLUDE_FROM_ALL "${source}" ${all_objects})
+  target_link_libraries(${name} PRIVATE meshwork_flags)
+  if(have_cuda)
+    set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CUDA CUDA_RESOLVE_DEVICE_SYMBOLS OFF)
+  endif()
+endforeach()
 
 file(GLOB scripts CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/program_*.sh" "${CMAKE_SOURCE_DIR}/tests/check_*.sh")
 list(FILTER scripts EXCLUDE REGEX "_lib\\.sh$")
