@@ -20,8 +20,9 @@
 #include "parallel/partial.h"
 #include "parallel/redistribute.h"
 #include "parallel_index_lists.h"
+#include "terms_fold.h"
 
-enum { RANKS_MAX = 8, WORD_BYTES = 8, MESHES_MAX = 128, LAYOUT_BYTES = 64, GUARD_BYTES = 256 };
+enum { RANKS_MAX = 8, MESHES_MAX = 128, LAYOUT_BYTES = 64, GUARD_BYTES = 256 };
 
 // Meshes are kept: making one splits communicators, which takes longer than a hundred cases.
 typedef struct Setting {
@@ -211,86 +212,6 @@ static inline void make_value(const Case *c, int term, int64_t linear, char *out
     memcpy(out, bits, dtype_bytes(c->whole.dtype, 1));
 }
 
-#define FOLD_TERMS(type)                                                                           \
-    do {                                                                                           \
-        type value_, other_;                                                                       \
-        memcpy(&value_, terms[0], sizeof(value_));                                                 \
-        for (int i_ = 1; i_ < count; i_++) {                                                       \
-            memcpy(&other_, terms[i_], sizeof(other_));                                            \
-            switch (op) {                                                                          \
-            case COMM_PRODUCT:                                                                     \
-                value_ = (type)(value_ * other_);                                                  \
-                break;                                                                             \
-            case COMM_MAX:                                                                         \
-                value_ = other_ > value_ ? other_ : value_;                                        \
-                break;                                                                             \
-            case COMM_MIN:                                                                         \
-                value_ = other_ < value_ ? other_ : value_;                                        \
-                break;                                                                             \
-            default:                                                                               \
-                value_ = (type)(value_ + other_);                                                  \
-            }                                                                                      \
-        }                                                                                          \
-        value_ = op == COMM_AVG ? (type)(value_ / (type)count) : value_;                           \
-        memcpy(out, &value_, sizeof(value_));                                                      \
-    } while (0)
-
-// Two's complement wraps alike in 64 bits and in fewer, so all integers fold in 64.
-static inline uint64_t integer_of(DType dtype, const char *bytes)
-{
-    uint64_t value = 0, size = dtype_bytes(dtype, 1), sign = (uint64_t)1 << (8 * size - 1);
-    memcpy(&value, bytes, size);
-    bool is_signed = dtype_row(dtype)->name[0] == 'i';
-    return is_signed && (value & sign) ? value | ~(2 * sign - 1) : value;
-}
-
-static inline void fold_integers(DType dtype, CommOp op, int count, char terms[][WORD_BYTES],
-                                 char *out)
-{
-    uint64_t value = integer_of(dtype, terms[0]);
-    bool is_signed = dtype_row(dtype)->name[0] == 'i';
-    for (int i = 1; i < count; i++) {
-        uint64_t other = integer_of(dtype, terms[i]);
-        bool less = is_signed ? (int64_t)other < (int64_t)value : other < value;
-        if (op == COMM_SUM)
-            value += other;
-        else if (op == COMM_PRODUCT)
-            value *= other;
-        else if (less == (op == COMM_MIN))
-            value = other;
-    }
-    memcpy(out, &value, dtype_bytes(dtype, 1));
-}
-
-// Terms in rank order, by plain C arithmetic.
-static inline void fold(DType dtype, CommOp op, int count, char terms[][WORD_BYTES], char *out)
-{
-    if (dtype == DTYPE_F32) {
-        FOLD_TERMS(float);
-    } else if (dtype == DTYPE_F64) {
-        FOLD_TERMS(double);
-    } else if (terms_is_integer(dtype)) {
-        fold_integers(dtype, op, count, terms, out);
-    } else if (dtype == DTYPE_BF16) {
-        uint16_t bits;
-        for (int i = 0; i < count; i++) {
-            memcpy(&bits, terms[i], sizeof(bits));
-            float wide = f32_from_bf16(bits);
-            memcpy(terms[i], &wide, sizeof(wide));
-        }
-        float sum;
-        fold(DTYPE_F32, op, count, terms, (char *)&sum);
-        bits = bf16_from_f32(sum);
-        memcpy(out, &bits, sizeof(bits));
-    } else { // f16, whose arithmetic has a test of its own
-        char packed[RANKS_MAX * WORD_BYTES];
-        uint64_t size = dtype_bytes(dtype, 1);
-        for (int i = 0; i < count; i++)
-            memcpy(packed + (uint64_t)i * size, terms[i], size);
-        partial_combine(dtype, op, count, packed, 1, out);
-    }
-}
-
 // The whole tensor once per term: [ranks][elements], what all ranks hold.
 static inline char *gather_whole(const Case *c, const Setting *setting, const char *in,
                                  uint64_t in_bytes, const bool *open)
@@ -333,8 +254,9 @@ static inline void combine_axis(const Case *c, char *whole, int axis, bool *open
             for (int k = 0; k < extent; k++)
                 memcpy(terms[k], whole + (uint64_t)((term + k * stride) * elements + i) * size,
                        size);
-            fold(c->whole.dtype, c->from[axis].op, extent, terms,
-                 whole + (uint64_t)(term * elements + i) * size);
+            fold_terms(c->whole.dtype, partial_terms_op(c->from[axis].op), extent,
+                       (const char(*)[WORD_BYTES])terms,
+                       whole + (uint64_t)(term * elements + i) * size);
         }
     }
     open[axis] = false;

@@ -15,6 +15,7 @@
 #include "harness/tensor.h"
 #include "parallel/partial.h"
 #include "parallel/placement.h"
+#include "terms_fold.h"
 
 static void test_words(void **state)
 {
@@ -103,26 +104,6 @@ static void test_lists_that_fail(void **state)
     Error error = {0};
     assert_false(placement_parse(text, "--from", &mesh, found, &error));
     free(text);
-}
-
-// The binary16 nearest to a value, ties to even, by looking at its two neighbours.
-static uint16_t nearest_f16(double value)
-{
-    uint16_t sign = value < 0 ? 0x8000u : 0;
-    double magnitude = value < 0 ? -value : value;
-    uint32_t low = 0, high = 0x7C00; // codes; the code of infinity stands for 65536
-    while (high - low > 1) {
-        uint32_t middle = (low + high) / 2;
-        if ((double)f32_from_f16((uint16_t)middle) <= magnitude)
-            low = middle;
-        else
-            high = middle;
-    }
-    double below = (double)f32_from_f16((uint16_t)low);
-    double above = high == 0x7C00 ? 65536.0 : (double)f32_from_f16((uint16_t)high);
-    double to_below = magnitude - below, to_above = above - magnitude;
-    bool up = to_above < to_below || (to_above == to_below && low % 2 == 1);
-    return (uint16_t)(sign | (up ? high : low));
 }
 
 static void test_half_sums(void **state)
