@@ -2,8 +2,8 @@
 // long it takes, and whether every bit is where it belongs.
 //
 // Every element is a function of the seed, its global index and, where an axis is Partial, the
-// coordinate along that axis. So every rank can say alone what gathering the tensor, combining its
-// terms and slicing it anew would leave in its part, whatever the size; it compares bit for bit.
+// coordinate along that axis. So every rank can say alone what it should hold, whatever the size
+// (parallel/redistribute_check.h); it compares bit for bit.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,14 +11,17 @@
 #include "harness/command.h"
 #include "harness/json.h"
 #include "harness/random.h"
-#include "parallel/partial.h"
-#include "parallel/redistribute.h"
+#include "harness/run_device.h"
+#include "parallel/redistribute_check.h"
+#include "results/statistics.h"
+
+enum { PLANS_TIMED = 101 };
 
 typedef struct Params {
     const char *shape, *mesh, *from, *to, *dtype;
     int64_t seed, samples;
     int device;
-    bool check, json;
+    bool check, move, json;
 } Params;
 
 #define FIELD(name) offsetof(Params, name)
@@ -34,10 +37,12 @@ static const Option options[] = {
      .doc = "element type: f32, bf16, f16, f64, i64, ..., f8_e4m3, ..."},
     {"check", OPTION_SWITCH, FIELD(check), "yes",
      .doc = "compare with gather, combine and slice, bit for bit"},
+    {"move", OPTION_SWITCH, FIELD(move), "yes",
+     .doc = "--no-move: only the plan and its bytes, for tensors of any size"},
     {"samples", OPTION_INT, FIELD(samples), "10", 0, 100000, .doc = "timed replays; 0 = none"},
     {"seed", OPTION_INT, FIELD(seed), "6", 0, 9e18, .doc = "seed of the elements"},
-    {"device", OPTION_CHOICE, FIELD(device), "cpu", .choices = "cpu|cuda",
-     .doc = "where to run; cuda is not there yet"},
+    {"device", OPTION_CHOICE, FIELD(device), "auto", .choices = "cpu|cuda|auto",
+     .doc = "where the parts are; auto takes a GPU when every rank has one"},
     {"json", OPTION_SWITCH, FIELD(json), "no", .doc = "print the result as one JSON object"},
     {NULL},
 };
@@ -45,17 +50,21 @@ static const Option options[] = {
 typedef struct Job {
     Run *run;
     const Params *params;
+    DeviceKind device;
+    Stream stream;
     Comm world;
     Mesh *mesh;
     Tensor whole;
     Placement from[MESH_AXES_MAX], to[MESH_AXES_MAX];
-    Arena *arena;
+    Arena *arena, *host; // host: what is filled and checked where the parts are elsewhere
     Redistribute *plan;
-    char *in, *out;
-    int64_t *wire_of_step; // [ranks][steps]
-    int64_t sent_bytes;    // by all ranks, as counted
-    double seconds;        // median, the slowest rank's
-    int64_t wrong;         // elements that differ, all ranks
+    char *in, *out;           // this rank's parts, on the device
+    char *in_host, *out_host; // the same on the CPU, else their images
+    int64_t *wire_of_step;    // [ranks][steps]
+    int64_t sent_bytes;       // by all ranks, as counted
+    double seconds;           // of a replay: median, the slowest rank's
+    double plan_seconds;      // of a plan: median, the slowest rank's
+    int64_t wrong;            // elements that differ, all ranks
 } Job;
 
 // ---- request ----
@@ -98,70 +107,46 @@ static bool parse_dtype(const char *text, DType *dtype, Error *error)
     return true;
 }
 
+// The message begins with the option and what was typed.
+static bool name_option(const char *option, const char *text, Error *error)
+{
+    char what[sizeof(error->what)];
+    snprintf(what, sizeof(what), "%s '%.100s': %.380s", option, text, error->what);
+    memcpy(error->what, what, sizeof(what));
+    return false;
+}
+
+static bool check_placements(const Job *job, const Mesh *mesh, const char *option, const char *text,
+                             const Placement *placements, Error *error)
+{
+    return dtensor_check(mesh, &job->whole, placements, error) || name_option(option, text, error);
+}
+
 static void read_request(Job *job)
 {
     const Params *p = job->params;
     Error error = {0};
     Mesh mesh;
+    Placement whole[MESH_AXES_MAX] = {{0}}; // replicated: what is wrong then is the shape
     // On every rank alike, so the first rank's message is everybody's.
     if (parse_shape(p->shape, &job->whole, &error) &&
         parse_dtype(p->dtype, &job->whole.dtype, &error) &&
-        mesh_parse_any_names(p->mesh, job->run->ranks, &mesh, &error) &&
+        (mesh_parse_any_names(p->mesh, job->run->ranks, &mesh, &error) ||
+         name_option("--mesh", p->mesh, &error)) &&
+        check_placements(job, &mesh, "--shape", p->shape, whole, &error) &&
         placement_parse(p->from, "--from", &mesh, job->from, &error) &&
         placement_parse(p->to, "--to", &mesh, job->to, &error) &&
-        dtensor_check(&mesh, &job->whole, job->from, &error) &&
-        dtensor_check(&mesh, &job->whole, job->to, &error) && p->device == DEVICE_CUDA)
-        error_set(&error, EXIT_CODE_HARDWARE, "use --device cpu",
-                  "redistribute has no CUDA rows yet: NCCL needs padded exchanges of equal counts");
+        check_placements(job, &mesh, "--from", p->from, job->from, &error))
+        check_placements(job, &mesh, "--to", p->to, job->to, &error);
     run_agree(job->run, &error);
 }
 
 // ---- elements ----
 
-// Row-major walk over a part: global index of each element, from the maps.
-typedef struct Walk {
-    const DTensor *part;
-    int64_t local[TENSOR_RANK_MAX];  // index in the part
-    int64_t global[TENSOR_RANK_MAX]; // the same element in the whole
-} Walk;
-
-static void walk_settle(Walk *walk, int dim)
-{
-    walk->global[dim] =
-        dtensor_global_index(walk->part, walk->part->mesh->coord, dim, walk->local[dim]);
-}
-
-static Walk walk_begin(const DTensor *part)
-{
-    Walk walk = {.part = part};
-    for (int dim = 0; dim < part->local.rank; dim++)
-        walk_settle(&walk, dim);
-    return walk;
-}
-
-static void walk_next(Walk *walk)
-{
-    for (int dim = walk->part->local.rank - 1; dim >= 0; dim--) {
-        bool carry = ++walk->local[dim] == walk->part->local.shape[dim];
-        if (carry)
-            walk->local[dim] = 0;
-        walk_settle(walk, dim);
-        if (!carry)
-            return;
-    }
-}
-
-static uint64_t linear_index(const Walk *walk)
-{
-    uint64_t index = 0;
-    for (int dim = 0; dim < walk->part->local.rank; dim++)
-        index = index * (uint64_t)walk->part->shape[dim] + (uint64_t)walk->global[dim];
-    return index;
-}
-
 // The term at `coord` of the element: one random stream per combination of Partial coordinates.
-static void make_element(const Job *job, const int *coord, uint64_t index, void *out)
+static void make_term(const void *context, const int *coord, uint64_t index, void *out)
 {
+    const Job *job = context;
     uint32_t stream = 1;
     for (int axis = 0; axis < job->mesh->axes; axis++)
         if (job->from[axis].kind == PLACEMENT_PARTIAL)
@@ -170,7 +155,7 @@ static void make_element(const Job *job, const int *coord, uint64_t index, void 
     DType dtype = job->whole.dtype;
     RandomBlock block = random_block(seed, stream, index);
     float normal = random_normal(seed, stream, index);
-    double wide = (double)normal;
+    double wide = (double)normal / 3;
     uint16_t bf16 = bf16_from_f32(normal);
     const void *bits = dtype == DTYPE_F32    ? (const void *)&normal
                        : dtype == DTYPE_F64  ? (const void *)&wide
@@ -183,122 +168,12 @@ static void make_element(const Job *job, const int *coord, uint64_t index, void 
     memcpy(out, bits, dtype_bytes(dtype, 1));
 }
 
-// ---- what gather, combine and slice would leave ----
-
-typedef struct Expectation {
-    const Job *job;
-    bool one_op;
-    int combined[MESH_AXES_MAX], combinations; // axes in the order of redistribute.h
-    DTensor source;
-} Expectation;
-
-static bool stays_partial(const Expectation *e, int axis)
-{
-    return e->one_op && e->job->to[axis].kind == PLACEMENT_PARTIAL;
-}
-
-static Expectation expectation_begin(const Job *job)
-{
-    Expectation e = {.job = job, .one_op = true, .source = *redistribute_from(job->plan)};
-    unsigned ops = 0;
-    int axes = job->mesh->axes;
-    for (int axis = 0; axis < axes; axis++) {
-        if (job->mesh->ranks[axis] == 1)
-            continue;
-        if (job->from[axis].kind == PLACEMENT_PARTIAL)
-            ops |= 1u << job->from[axis].op;
-        if (job->to[axis].kind == PLACEMENT_PARTIAL)
-            ops |= 1u << job->to[axis].op;
-    }
-    e.one_op = (ops & (ops - 1)) == 0;
-    for (int pass = 0; pass < 2; pass++)
-        for (int i = 0; i < axes; i++) {
-            int axis = pass == 0 ? i : axes - 1 - i;
-            bool to_shard = e.one_op && job->to[axis].kind == PLACEMENT_SHARD;
-            bool partial = job->from[axis].kind == PLACEMENT_PARTIAL && job->mesh->ranks[axis] > 1;
-            if (partial && !stays_partial(&e, axis) && to_shard == (pass == 0))
-                e.combined[e.combinations++] = axis;
-        }
-    return e;
-}
-
-// The element after the first `combinations` combinations, at coord. Terms are narrowed after each
-// axis, as they travel.
-static void combine_element(const Expectation *e, int combinations, const int *coord,
-                            uint64_t index, void *out)
-{
-    if (combinations == 0) {
-        make_element(e->job, coord, index, out);
-        return;
-    }
-    int axis = e->combined[combinations - 1], there[MESH_AXES_MAX];
-    DType dtype = e->job->whole.dtype;
-    uint64_t size = dtype_bytes(dtype, 1);
-    memcpy(there, coord, sizeof(there));
-    char pair[16];
-    char *terms = e->job->mesh->ranks[axis] * size > sizeof(pair)
-                      ? malloc(size * (uint64_t)e->job->mesh->ranks[axis])
-                      : pair;
-    CHECK_RULE(terms != NULL);
-    for (int rank = 0; rank < e->job->mesh->ranks[axis]; rank++) {
-        there[axis] = rank;
-        combine_element(e, combinations - 1, there, index, terms + (uint64_t)rank * size);
-    }
-    partial_combine(dtype, e->job->from[axis].op, e->job->mesh->ranks[axis], terms, 1, out);
-    if (terms != pair)
-        free(terms);
-}
-
-static void expected_element(const Expectation *e, const Walk *walk, void *out)
-{
-    const Job *job = e->job;
-    const Mesh *mesh = job->mesh;
-    combine_element(e, e->combinations, mesh->coord, linear_index(walk), out);
-    for (int axis = 0; axis < mesh->axes; axis++) {
-        const Placement *to = &job->to[axis], *from = &job->from[axis];
-        if (to->kind != PLACEMENT_PARTIAL || !partial_has_identity(to->op) ||
-            mesh->ranks[axis] == 1 || (from->kind == PLACEMENT_PARTIAL && e->one_op))
-            continue;
-        int home[MESH_AXES_MAX] = {0}; // who keeps the value: coordinate 0, or who had it
-        if (e->one_op && from->kind == PLACEMENT_SHARD)
-            dtensor_owner(&e->source, from->dim, walk->global[from->dim], home);
-        if (mesh->coord[axis] != home[axis])
-            partial_fill_identity(job->whole.dtype, to->op, 1, out);
-    }
-}
-
-static void fill(Job *job)
-{
-    const DTensor *part = redistribute_from(job->plan);
-    uint64_t size = dtype_bytes(job->whole.dtype, 1);
-    int64_t count = tensor_elements(&part->local);
-    if (count == 0)
-        return;
-    Walk walk = walk_begin(part);
-    for (int64_t i = 0; i < count; i++, walk_next(&walk))
-        make_element(job, job->mesh->coord, linear_index(&walk), job->in + (uint64_t)i * size);
-}
-
 static void check(Job *job)
 {
-    const DTensor *part = redistribute_to(job->plan);
-    uint64_t size = dtype_bytes(job->whole.dtype, 1);
-    int64_t count = tensor_elements(&part->local), wrong = 0;
-    Expectation e = expectation_begin(job);
-    if (count > 0) {
-        Walk walk = walk_begin(part);
-        for (int64_t i = 0; i < count; i++, walk_next(&walk)) {
-            char expected[16];
-            expected_element(&e, &walk, expected);
-            wrong += memcmp(expected, job->out + (uint64_t)i * size, size) != 0;
-        }
-    }
-    int64_t *all = calloc((size_t)job->run->ranks, sizeof(*all));
-    CHECK_RULE(all != NULL);
-    comm_gather_host(job->world, &wrong, all, sizeof(wrong));
-    for (int rank = 0; rank < job->run->ranks; rank++)
-        job->wrong += all[rank];
-    free(all);
+    const RedistributeTerms terms = {make_term, job};
+    int64_t wrong = redistribute_check(job->plan, &terms, job->out_host);
+    Stream host = {.device = DEVICE_CPU};
+    comm_all_reduce(job->world, &wrong, &job->wrong, 1, DTYPE_I64, COMM_SUM, host);
 }
 
 // ---- run and report ----
@@ -312,31 +187,76 @@ static int64_t take_sent(const Job *job)
     return (int64_t)bytes;
 }
 
-static int compare_doubles(const void *a, const void *b)
+static void time_replays(Job *job)
 {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static void time_replays(Job *job, Stream stream)
-{
-    int64_t samples = job->params->samples;
+    int samples = (int)job->params->samples;
     if (samples == 0)
         return;
     double *seconds = calloc((size_t)samples, sizeof(*seconds));
     CHECK_RULE(seconds != NULL);
-    Event begin = event_create(DEVICE_CPU), end = event_create(DEVICE_CPU);
-    for (int64_t i = 0; i < samples; i++) {
-        comm_barrier(job->world, stream);
-        event_record(&begin, stream);
-        redistribute_run(job->plan, job->in, job->out, stream);
-        event_record(&end, stream);
+    Event begin = event_create(job->device), end = event_create(job->device);
+    for (int i = 0; i < samples; i++) {
+        comm_barrier(job->world, job->stream);
+        event_record(&begin, job->stream);
+        redistribute_run(job->plan, job->in, job->out, job->stream);
+        event_record(&end, job->stream);
         seconds[i] = run_maximum(job->run, event_seconds(&begin, &end));
     }
-    qsort(seconds, (size_t)samples, sizeof(*seconds), compare_doubles);
-    job->seconds =
-        samples % 2 ? seconds[samples / 2] : (seconds[samples / 2 - 1] + seconds[samples / 2]) / 2;
+    event_destroy(&begin);
+    event_destroy(&end);
+    job->seconds = statistics_of(seconds, samples).median;
     free(seconds);
+}
+
+// arena NULL: a plan that is only looked at.
+static Redistribute *make_plan(const Job *job, Arena *arena)
+{
+    return redistribute_create(&(RedistributeSettings){.mesh = job->mesh,
+                                                       .whole = &job->whole,
+                                                       .from = job->from,
+                                                       .to = job->to,
+                                                       .arena = arena,
+                                                       .device = job->device});
+}
+
+// Host memory is given out before it is there, so a tensor that is too large would end in a KILL.
+static void check_room(const Job *job, int device_index)
+{
+    Error error = {0};
+    Redistribute *plan = make_plan(job, NULL);
+    uint64_t parts =
+        tensor_bytes(&redistribute_from(plan)->local) + tensor_bytes(&redistribute_to(plan)->local);
+    uint64_t need = parts + redistribute_buffer_bytes(plan);
+    uint64_t room = device_info(job->device, device_index).memory_free_bytes;
+    room /= job->device == DEVICE_CPU ? (uint64_t)job->run->local_ranks : 1;
+    if (need > room)
+        error_set(&error, EXIT_CODE_HARDWARE,
+                  "make it smaller, or use --no-move to see the plan only",
+                  "--shape '%.100s': a rank needs %llu bytes and has %llu", job->params->shape,
+                  (unsigned long long)need, (unsigned long long)room);
+    redistribute_destroy(plan);
+    run_agree(job->run, &error);
+}
+
+// Every plan takes its buffers and gives them back. A plan is over long before a scheduler looks,
+// so the median is a rank's own time even where ranks share a core.
+static void time_plans(Job *job)
+{
+    double seconds[PLANS_TIMED];
+    Event begin = event_create(DEVICE_CPU), end = event_create(DEVICE_CPU);
+    Stream host = {.device = DEVICE_CPU};
+    for (int i = 0; i < PLANS_TIMED; i++) {
+        ArenaMark mark = arena_mark(job->arena);
+        event_record(&begin, host);
+        Redistribute *plan = make_plan(job, job->params->move ? job->arena : NULL);
+        event_record(&end, host);
+        seconds[i] = event_seconds(&begin, &end);
+        redistribute_destroy(plan);
+        arena_release(job->arena, mark);
+    }
+    event_destroy(&begin);
+    event_destroy(&end);
+    job->plan_seconds = run_maximum(job->run, statistics_of(seconds, PLANS_TIMED).median);
 }
 
 // Planned bytes of every rank and step, and the counted sum.
@@ -390,9 +310,8 @@ static void print_table(const Job *job)
     tensor_describe(&job->whole, text, sizeof(text));
     printf("%s on mesh %s: %s -> %s\n\n", text, p->mesh, p->from, p->to);
     describe_part(job, redistribute_from(job->plan)->local.shape, text, sizeof(text));
-    printf("%-14s  %-10s  %-22s  %14s  %14s  %s\n", "step", "axis", "change", "sent, bytes",
-           "most by a rank", "part of rank 0");
-    printf("%-14s  %-10s  %-22s  %14s  %14s  %s\n", "begin", "", "", "", "", text);
+    printf("%-14s  %-10s  %-22s  %14s  %14s  %s\n%-82s  %s\n", "step", "axis", "change",
+           "sent, bytes", "most by a rank", "part of rank 0", "begin", text);
     for (int i = 0; i < redistribute_steps(job->plan); i++) {
         const RedistributeStep *step = redistribute_step(job->plan, i);
         char change[2 * PLACEMENT_TEXT_BYTES + 8];
@@ -404,11 +323,16 @@ static void print_table(const Job *job)
         printf("%-14s  %-10s  %-22s  %14lld  %14lld  %s\n", redistribute_kind_name(step->kind),
                job->mesh->name[step->axis], change, (long long)sum, (long long)most, text);
     }
-    printf("\nwire bytes of all ranks: %lld planned, %lld sent\n", (long long)planned_bytes(job),
-           (long long)job->sent_bytes);
+    printf("\nwire bytes of all ranks: %lld planned", (long long)planned_bytes(job));
+    if (!p->move) {
+        printf(", nothing moved\n");
+        return;
+    }
+    printf(", %lld sent\n", (long long)job->sent_bytes);
     if (p->samples > 0)
-        printf("time: %.3f ms, median of %lld replays, slowest rank\n", job->seconds * 1e3,
-               (long long)p->samples);
+        printf("time on %s: %.3f ms, median of %lld replays, slowest rank; plan: %.1f us\n",
+               device_kind_name(job->device), job->seconds * 1e3, (long long)p->samples,
+               job->plan_seconds * 1e6);
     if (p->check && job->wrong == 0)
         printf("check: equal to gather, combine and slice, bit for bit\n");
     else if (p->check)
@@ -437,18 +361,51 @@ static void print_json(const Job *job)
     json_set(root, "command", json_text("redistribute"));
     json_set(root, "shape", shape);
     json_set(root, "dtype", json_text(dtype_row(job->whole.dtype)->name));
+    json_set(root, "device", json_text(device_kind_name(job->device)));
     json_set(root, "mesh", json_text(p->mesh));
     json_set(root, "from", json_text(p->from));
     json_set(root, "to", json_text(p->to));
     json_set(root, "steps", steps);
     json_set(root, "wire_bytes_planned", json_integer(planned_bytes(job)));
-    json_set(root, "wire_bytes_sent", json_integer(job->sent_bytes));
-    json_set(root, "seconds", p->samples > 0 ? json_real(job->seconds) : json_null());
-    json_set(root, "elements_wrong", p->check ? json_integer(job->wrong) : json_null());
+    bool timed = p->move && p->samples > 0;
+    json_set(root, "wire_bytes_sent", p->move ? json_integer(job->sent_bytes) : json_null());
+    json_set(root, "seconds", timed ? json_real(job->seconds) : json_null());
+    json_set(root, "plan_seconds", p->samples > 0 ? json_real(job->plan_seconds) : json_null());
+    json_set(root, "elements_wrong", p->move && p->check ? json_integer(job->wrong) : json_null());
     char *text = json_print(root, true);
     printf("%s\n", text);
     free(text);
     json_destroy(root);
+}
+
+static char *push_part(Arena *arena, const DTensor *part)
+{
+    return arena_push(arena, tensor_bytes(&part->local), MEMORY_ACTIVATIONS);
+}
+
+static void create(Job *job)
+{
+    int index;
+    job->device = run_choose_device(job->run, (DeviceChoice)job->params->device, &index);
+    job->stream = stream_create(job->device);
+    job->world = comm_create_world(job->run, job->device, index);
+    job->mesh = mesh_create_any_names(job->params->mesh, job->world);
+    job->arena = arena_create(MEMORY_DEVICE, job->device);
+    job->host = arena_create(MEMORY_HOST, DEVICE_CPU);
+    if (job->params->move)
+        check_room(job, index);
+    if (job->params->samples > 0)
+        time_plans(job);
+    job->plan = make_plan(job, job->params->move ? job->arena : NULL);
+    if (!job->params->move)
+        return;
+    const DTensor *from = redistribute_from(job->plan), *to = redistribute_to(job->plan);
+    job->in = push_part(job->arena, from);
+    job->out = push_part(job->arena, to);
+    bool on_host = job->device == DEVICE_CPU;
+    job->in_host = on_host ? job->in : push_part(job->host, from);
+    job->out_host = on_host ? job->out : push_part(job->host, to);
+    arena_forbid(job->arena, true);
 }
 
 static void destroy(Job *job)
@@ -456,8 +413,32 @@ static void destroy(Job *job)
     free(job->wire_of_step);
     redistribute_destroy(job->plan);
     arena_destroy(job->arena);
+    arena_destroy(job->host);
     mesh_destroy(job->mesh);
     comm_destroy(&job->world);
+    stream_destroy(job->stream);
+}
+
+// Between a part and its image on the host.
+static void copy_image(const Job *job, char *to, const char *from, const DTensor *part)
+{
+    uint64_t bytes = tensor_bytes(&part->local);
+    if (to != from && bytes > 0)
+        device_copy(to, from, bytes, job->stream);
+    stream_wait(job->stream);
+}
+
+static void move(Job *job)
+{
+    const RedistributeTerms terms = {make_term, job};
+    redistribute_fill(job->plan, &terms, job->in_host);
+    copy_image(job, job->in, job->in_host, redistribute_from(job->plan));
+    redistribute_run(job->plan, job->in, job->out, job->stream);
+    gather_wire(job);
+    copy_image(job, job->out_host, job->out, redistribute_to(job->plan));
+    if (job->params->check)
+        check(job);
+    time_replays(job);
 }
 
 static int run(Run *run, const void *params, const OptionPositionals *positionals)
@@ -465,28 +446,15 @@ static int run(Run *run, const void *params, const OptionPositionals *positional
     (void)positionals;
     Job job = {.run = run, .params = params};
     read_request(&job);
-    job.world = comm_create_world(run, DEVICE_CPU, 0);
-    job.mesh = mesh_create_any_names(job.params->mesh, job.world);
-    job.arena = arena_create(MEMORY_DEVICE, DEVICE_CPU);
-    job.plan = redistribute_create(&(RedistributeSettings){
-        .mesh = job.mesh, .whole = &job.whole, .from = job.from, .to = job.to, .arena = job.arena});
-    job.in = arena_push(job.arena, tensor_bytes(&redistribute_from(job.plan)->local),
-                        MEMORY_ACTIVATIONS);
-    job.out =
-        arena_push(job.arena, tensor_bytes(&redistribute_to(job.plan)->local), MEMORY_ACTIVATIONS);
-    Stream stream = stream_create(DEVICE_CPU);
-    arena_forbid(job.arena, true);
-    fill(&job);
+    create(&job);
     take_sent(&job);
-    redistribute_run(job.plan, job.in, job.out, stream);
-    gather_wire(&job);
-    if (job.params->check)
-        check(&job);
-    time_replays(&job, stream);
-    bool good = job.wrong == 0 && planned_bytes(&job) == job.sent_bytes;
+    if (job.params->move)
+        move(&job);
+    else
+        gather_wire(&job);
+    bool good = job.wrong == 0 && (!job.params->move || planned_bytes(&job) == job.sent_bytes);
     if (run->rank == 0)
         (job.params->json ? print_json : print_table)(&job);
-    stream_destroy(stream);
     destroy(&job);
     return good ? EXIT_CODE_GOOD : EXIT_CODE_CHECK;
 }
