@@ -22,8 +22,20 @@ typedef struct Layout {
 
 // ---- parts of a cut ----
 
+void cut_settle(Cut *cut)
+{
+    bool plain = !cut->picks && cut->link.pieces == 1;
+    cut->room = plain ? shard_size(cut->whole, cut->link.ranks) : 0;
+}
+
 ShardRun cut_run(const Cut *cut, int coord, int64_t run)
 {
+    if (cut->room > 0) {
+        uint64_t first = (uint64_t)coord * (uint64_t)cut->room; // at most whole + ranks
+        int64_t begin = first < (uint64_t)cut->whole ? (int64_t)first : cut->whole;
+        int64_t left = cut->whole - begin;
+        return (ShardRun){begin, 0, left < cut->room ? left : cut->room};
+    }
     if (!cut->picks)
         return shard_link_run(&cut->link, cut->whole, coord, run);
     ShardRun picked = shard_link_run(&cut->base, cut->base_whole, cut->base_coord, coord);
@@ -32,8 +44,8 @@ ShardRun cut_run(const Cut *cut, int coord, int64_t run)
 
 int64_t cut_count(const Cut *cut, int coord)
 {
-    return cut->picks ? cut_run(cut, coord, 0).count
-                      : shard_link_count(&cut->link, cut->whole, coord);
+    bool one_run = cut->picks || cut->room > 0;
+    return one_run ? cut_run(cut, coord, 0).count : shard_link_count(&cut->link, cut->whole, coord);
 }
 
 static bool has_one_run(const Cut *cut)
@@ -47,17 +59,11 @@ static bool is_contiguous(const Cut *cut)
     return cut->outer == 1 && has_one_run(cut);
 }
 
-// The parts of all ranks. Plain shards need one division, not one for each rank.
 static void part_bytes(const Cut *cut, int ranks, uint64_t *bytes)
 {
-    bool plain = !cut->picks && cut->link.pieces == 1;
-    int64_t size = plain ? cut_count(cut, 0) : 0, left = cut->whole;
     uint64_t each = (uint64_t)cut->outer * cut->inner_bytes;
-    for (int rank = 0; rank < ranks; rank++) {
-        int64_t count = plain ? (size < left ? size : left) : cut_count(cut, rank);
-        left -= count;
-        bytes[rank] = (uint64_t)count * each;
-    }
+    for (int rank = 0; rank < ranks; rank++)
+        bytes[rank] = (uint64_t)cut_count(cut, rank) * each;
 }
 
 static uint64_t aligned(uint64_t bytes)
@@ -118,7 +124,7 @@ static void add_part(Layout *layout, CopyList *list, const Cut *cut, int coord, 
                      bool to_block)
 {
     int64_t pieces = has_one_run(cut) ? 1 : cut->link.pieces, part_rows = cut_count(cut, coord);
-    int64_t size = shard_size(cut->whole, (int)pieces);
+    int64_t size = pieces == 1 ? cut->whole : shard_size(cut->whole, (int)pieces);
     int64_t alike = pieces == 1 ? 1 : size > 0 ? cut->whole / size : 0;
     for (int64_t run = 0; run <= alike && run<pieces; run += alike> 0 ? alike : 1) {
         ShardRun first = cut_run(cut, coord, run), next = {0};
@@ -135,6 +141,36 @@ static void add_part(Layout *layout, CopyList *list, const Cut *cut, int coord, 
         Side sides[2] = {to_block ? part : block, to_block ? block : part};
         add_rows(layout, list, cut->outer, runs, (uint64_t)first.count * cut->inner_bytes, sides);
     }
+}
+
+// Plain shards of full length, of ranks first .. end - 1: alike, so one block whatever their
+// number.
+static void add_full_parts(Layout *layout, CopyList *list, const Cut *cut, const uint64_t *offsets,
+                           int first, int end, bool to_block)
+{
+    if (first >= end)
+        return;
+    uint64_t run_bytes = (uint64_t)cut->room * cut->inner_bytes;
+    uint64_t part_bytes_each = run_bytes * (uint64_t)cut->outer;
+    // Here the rows of a part are its runs.
+    Side block = {(uint64_t)first * run_bytes, run_bytes, (uint64_t)cut->whole * cut->inner_bytes};
+    Side part = {offsets[first], aligned(part_bytes_each), run_bytes};
+    Side sides[2] = {to_block ? part : block, to_block ? block : part};
+    add_rows(layout, list, end - first, cut->outer, run_bytes, sides);
+}
+
+// All parts, packed at their offsets; the own one only where `own_too`.
+static void add_parts(Layout *layout, CopyList *list, const Cut *cut, const uint64_t *offsets,
+                      bool own_too, bool to_block)
+{
+    int skipped = own_too ? layout->ranks : layout->coord;
+    int full = cut->room > 0 ? (int)(cut->whole / cut->room) : 0;
+    add_full_parts(layout, list, cut, offsets, 0, skipped < full ? skipped : full, to_block);
+    add_full_parts(layout, list, cut, offsets, skipped + 1, full, to_block);
+    int end = cut->room > 0 && full < layout->ranks ? full + 1 : layout->ranks; // then empty ones
+    for (int rank = full; rank < end; rank++)
+        if (rank != skipped)
+            add_part(layout, list, cut, rank, offsets[rank], to_block);
 }
 
 // ---- cutting a dimension anew ----
@@ -236,9 +272,8 @@ static void lay_out_received(Layout *layout, const Cut *cut, Exchange *e)
         e->receive_bytes[layout->coord] = 0;
     uint64_t end = place_parts(layout->ranks, e->receive_bytes, packed, e->receive_offsets);
     step->seen.receive_bytes = packed ? end : step->seen.receive_bytes;
-    for (int rank = 0; rank < layout->ranks && packed; rank++)
-        if (rank != layout->coord)
-            add_part(layout, &step->unpack, cut, rank, e->receive_offsets[rank], true);
+    if (packed)
+        add_parts(layout, &step->unpack, cut, e->receive_offsets, false, true);
     e->receive_bytes[layout->coord] = 0;
 }
 
@@ -257,9 +292,8 @@ static void lay_out_sent(Layout *layout, bool own_too)
     uint64_t end = place_parts(layout->ranks, e->send_bytes, packed, e->send_offsets);
     step->seen.send_bytes = packed ? end : 0;
     step->own_offset = e->send_offsets[layout->coord];
-    for (int rank = 0; rank < layout->ranks && packed; rank++)
-        if (rank != layout->coord || own_too)
-            add_part(layout, &step->pack, cut, rank, e->send_offsets[rank], false);
+    if (packed)
+        add_parts(layout, &step->pack, cut, e->send_offsets, own_too, false);
     e->send_bytes[layout->coord] = 0;
 }
 
@@ -319,6 +353,7 @@ static void lay_out_all_reduce(Layout *layout)
         .whole = (int64_t)(step->seen.in_bytes / size),
         .inner_bytes = size,
     };
+    cut_settle(&step->push);
     lay_out_terms(layout);
     lay_out_gather(layout, &step->push, step->own_offset, &step->second);
 }

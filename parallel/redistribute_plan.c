@@ -132,11 +132,12 @@ static Cut cut_of(const Planner *planner, int dim, int at)
         cut = (Cut){.link = chain->link[i].link, .picks = chain->link[i].picks};
         cut.whole =
             i == 0 ? before.whole : cut_count(&before, planner->mesh->coord[before.link.axis]);
-        if (!cut.picks)
-            continue;
-        cut.base = before.link;
-        cut.base_whole = before.whole;
-        cut.base_coord = planner->mesh->coord[before.link.axis];
+        if (cut.picks) {
+            cut.base = before.link;
+            cut.base_whole = before.whole;
+            cut.base_coord = planner->mesh->coord[before.link.axis];
+        }
+        cut_settle(&cut);
     }
     cut.outer = 1;
     cut.inner_bytes = dtype_bytes(local->dtype, 1);

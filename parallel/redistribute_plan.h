@@ -16,6 +16,7 @@ typedef struct Cut {
     int64_t base_whole;
     int base_coord;
     int64_t outer, whole;
+    int64_t room; // plain shards: indices of every part that is not cut short; else 0
     uint64_t inner_bytes;
 } Cut;
 
@@ -65,6 +66,9 @@ struct Redistribute {
 // ranks has so many blocks to copy.
 enum { REDISTRIBUTE_RECUT_PIECES_MAX = 256 };
 
+// Local. Sets the room once link, picks and whole are there: plans ask for the parts of all ranks,
+// and a division for each would be most of the work.
+void cut_settle(Cut *cut);
 ShardRun cut_run(const Cut *cut, int coord, int64_t run); // Local. A run of a coordinate's part
 int64_t cut_count(const Cut *cut, int coord);             // Local. Indices of a coordinate's part
 
