@@ -4,6 +4,8 @@
 
 #include "kernels/cpu_math.h"
 
+enum { LINE_BYTES = 64, LINES_BYTES_MIN = 512, LINES_BYTES_MAX = 4096 };
+
 KERNEL_DEFINE(copy_blocks, CopyBlocks)
 
 // Two levels of runs where one will do cost a loop; runs that touch cost a call each.
@@ -61,6 +63,27 @@ CPU_INLINE void copy_runs(const CopyBlock *block, const char *from, char *to, ui
     }
 }
 
+// Runs of a few lines, each in another page: the processor's own prefetch stops at every end of a
+// run, so the next run is asked for line by line while this one is copied.
+CPU_CLONES
+static void copy_lines(const CopyBlock *block, const char *from, char *to)
+{
+    uint64_t whole = block->run_bytes / LINE_BYTES * LINE_BYTES;
+    for (int64_t i = 0; i < block->counts[0]; i++) {
+        const char *source = from + (uint64_t)i * block->from_strides[0];
+        char *target = to + (uint64_t)i * block->to_strides[0];
+        for (int64_t j = 0; j < block->counts[1]; j++) {
+            for (uint64_t line = 0; line < whole; line += LINE_BYTES) {
+                __builtin_prefetch(source + block->from_strides[1] + line);
+                memcpy(target + line, source + line, LINE_BYTES);
+            }
+            memcpy(target + whole, source + whole, block->run_bytes - whole);
+            source += block->from_strides[1];
+            target += block->to_strides[1];
+        }
+    }
+}
+
 void copy_blocks_cpu(const CopyBlocks *args, Stream stream)
 {
     (void)stream;
@@ -68,6 +91,10 @@ void copy_blocks_cpu(const CopyBlocks *args, Stream stream)
         const CopyBlock *block = &args->block[i];
         const char *from = (const char *)args->from + block->from_first;
         char *to = (char *)args->to + block->to_first;
+        if (block->run_bytes >= LINES_BYTES_MIN && block->run_bytes <= LINES_BYTES_MAX) {
+            copy_lines(block, from, to);
+            continue;
+        }
         switch (block->run_bytes) {
         case 1:
             copy_runs(block, from, to, 1);
