@@ -108,18 +108,11 @@ static bool parse_dtype(const char *text, DType *dtype, Error *error)
 }
 
 // The message begins with the option and what was typed.
-static bool name_option(const char *option, const char *text, Error *error)
-{
-    char what[sizeof(error->what)];
-    snprintf(what, sizeof(what), "%s '%.100s': %.380s", option, text, error->what);
-    memcpy(error->what, what, sizeof(what));
-    return false;
-}
-
 static bool check_placements(const Job *job, const Mesh *mesh, const char *option, const char *text,
                              const Placement *placements, Error *error)
 {
-    return dtensor_check(mesh, &job->whole, placements, error) || name_option(option, text, error);
+    return dtensor_check(mesh, &job->whole, placements, error) ||
+           error_prefix(error, "%s '%.100s'", option, text);
 }
 
 static void read_request(Job *job)
@@ -131,8 +124,7 @@ static void read_request(Job *job)
     // On every rank alike, so the first rank's message is everybody's.
     if (parse_shape(p->shape, &job->whole, &error) &&
         parse_dtype(p->dtype, &job->whole.dtype, &error) &&
-        (mesh_parse_any_names(p->mesh, job->run->ranks, &mesh, &error) ||
-         name_option("--mesh", p->mesh, &error)) &&
+        mesh_parse_any_names(p->mesh, job->run->ranks, &mesh, &error) &&
         check_placements(job, &mesh, "--shape", p->shape, whole, &error) &&
         placement_parse(p->from, "--from", &mesh, job->from, &error) &&
         placement_parse(p->to, "--to", &mesh, job->to, &error) &&

@@ -5,55 +5,27 @@
 // part.
 #pragma once
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-
-#include <cmocka.h>
-
-#include "harness/random.h"
 #include "parallel/partial.h"
 #include "parallel/redistribute.h"
-#include "parallel_index_lists.h"
-#include "terms_fold.h"
+#include "tests/parallel_index_lists.h"
+#include "tests/parallel_job.h"
+#include "tests/terms_fold.h"
 
 enum { RANKS_MAX = 8, MESHES_MAX = 128, LAYOUT_BYTES = 64, GUARD_BYTES = 256 };
 
 // Meshes are kept: making one splits communicators, which takes longer than a hundred cases.
 typedef struct Setting {
-    Comm world;
-    Stream stream;
-    Arena *arena; // of the stream's device
-    uint64_t seed;
+    TestJob job;
     int meshes;
     char layout[MESHES_MAX][LAYOUT_BYTES];
     Mesh *mesh[MESHES_MAX];
 } Setting;
 
-// Collective(all ranks). MESHWORK_TEST_SEED repeats a failure.
-static inline void setting_create(Setting *setting, const Run *run, DeviceKind device, int index)
-{
-    const char *given = getenv("MESHWORK_TEST_SEED");
-    *setting = (Setting){.world = comm_create_world(run, device, index),
-                         .stream = stream_create(device),
-                         .arena = arena_create(MEMORY_DEVICE, device)};
-    setting->seed = (uint64_t)comm_maximum(setting->world, given ? atoll(given) : time(NULL));
-    if (run->rank == 0)
-        print_message("MESHWORK_TEST_SEED=%llu\n", (unsigned long long)setting->seed);
-}
-
+// Collective(all ranks).
 static inline void setting_destroy(Setting *setting)
 {
     for (int i = 0; i < setting->meshes; i++)
         mesh_destroy(setting->mesh[i]);
-    arena_destroy(setting->arena);
-    stream_destroy(setting->stream);
-    comm_destroy(&setting->world);
 }
 
 static inline Mesh *find_mesh(Setting *setting, const char *layout)
@@ -63,7 +35,7 @@ static inline Mesh *find_mesh(Setting *setting, const char *layout)
             return setting->mesh[i];
     assert_in_range(setting->meshes, 0, MESHES_MAX - 1);
     snprintf(setting->layout[setting->meshes], LAYOUT_BYTES, "%s", layout);
-    return setting->mesh[setting->meshes++] = mesh_create_any_names(layout, setting->world);
+    return setting->mesh[setting->meshes++] = mesh_create_any_names(layout, setting->job.comm);
 }
 
 // One request, the same on all ranks.
@@ -137,8 +109,8 @@ static inline Case draw_case(Setting *setting, uint32_t trial)
 {
     static const int64_t sizes[] = {1, 2, 3, 4, 5, 7, 8, 0, 5, 11, 13, 31};
     char layout[LAYOUT_BYTES] = "";
-    Case c = {.seed = setting->seed, .trial = trial};
-    draw_layout(&c, setting->world.ranks, layout);
+    Case c = {.seed = setting->job.seed, .trial = trial};
+    draw_layout(&c, setting->job.comm.ranks, layout);
     c.mesh = find_mesh(setting, layout);
     do // half of them of the types that models are made of
         c.whole.dtype = draw(&c, 2) ? (DType)draw(&c, DTYPE_F64 + 1) : (DType)draw(&c, DTYPES);
@@ -216,16 +188,16 @@ static inline void make_value(const Case *c, int term, int64_t linear, char *out
 static inline char *gather_whole(const Case *c, const Setting *setting, const char *in,
                                  uint64_t in_bytes, const bool *open)
 {
-    int ranks = setting->world.ranks;
+    int ranks = setting->job.comm.ranks;
     int64_t elements = tensor_elements(&c->whole);
     uint64_t size = dtype_bytes(c->whole.dtype, 1);
-    uint64_t room = (uint64_t)comm_maximum(setting->world, (int64_t)in_bytes) + 1;
+    uint64_t room = (uint64_t)comm_maximum(setting->job.comm, (int64_t)in_bytes) + 1;
     char *mine = calloc(room, 1), *all = calloc(room, (size_t)ranks);
     char *whole = calloc((size_t)ranks * (size_t)elements + 1, size);
     int64_t *linear = new_indices(c);
     assert_true(mine && all && whole);
     memcpy(mine, in, in_bytes);
-    comm_gather_host(setting->world, mine, all, room);
+    comm_gather_host(setting->job.comm, mine, all, room);
     for (int rank = 0; rank < ranks; rank++) {
         int64_t count = part_of(c, c->from, rank, linear);
         char *to = whole + (uint64_t)(term_of(c, open, rank) * elements) * size;
@@ -346,8 +318,8 @@ static inline void check_part(const Case *c, const Setting *setting, const char 
     char *whole = gather_whole(c, setting, in, in_bytes, open);
     combine_all(c, whole, one_op, open);
     int64_t *linear = new_indices(c);
-    int64_t count = part_of(c, c->to, setting->world.rank, linear);
-    int64_t term = term_of(c, open, setting->world.rank);
+    int64_t count = part_of(c, c->to, setting->job.comm.rank, linear);
+    int64_t term = term_of(c, open, setting->job.comm.rank);
     CommOp one = last_made(c);
     for (int axis = 0; axis < c->mesh->axes && one_op; axis++)
         if (c->to[axis].kind == PLACEMENT_PARTIAL && c->mesh->ranks[axis] > 1)
@@ -363,7 +335,7 @@ static inline void check_part(const Case *c, const Setting *setting, const char 
             memcpy(&found, out + (uint64_t)i * size, size > 8 ? 8 : size);
             memcpy(&wanted, expected, size > 8 ? 8 : size);
             fail_msg("%s: rank %d, element %lld (global %lld): found %llx, expected %llx", c->text,
-                     setting->world.rank, (long long)i, (long long)linear[i],
+                     setting->job.comm.rank, (long long)i, (long long)linear[i],
                      (unsigned long long)found, (unsigned long long)wanted);
         }
     }
@@ -377,13 +349,13 @@ static inline void check_part(const Case *c, const Setting *setting, const char 
 // it is exactly as long as the part, so that a sanitizer sees what goes past it.
 static inline void *upload(const Setting *setting, void *host, uint64_t bytes)
 {
-    if (setting->stream.device == DEVICE_CPU)
+    if (setting->job.stream.device == DEVICE_CPU)
         return host;
-    void *there = arena_push(setting->arena, bytes + GUARD_BYTES, MEMORY_ACTIVATIONS);
-    device_fill(there, 0x3C, bytes + GUARD_BYTES, setting->stream);
+    void *there = arena_push(setting->job.arena, bytes + GUARD_BYTES, MEMORY_ACTIVATIONS);
+    device_fill(there, 0x3C, bytes + GUARD_BYTES, setting->job.stream);
     if (bytes > 0)
-        device_copy(there, host, bytes, setting->stream);
-    stream_wait(setting->stream);
+        device_copy(there, host, bytes, setting->job.stream);
+    stream_wait(setting->job.stream);
     return there;
 }
 
@@ -391,16 +363,16 @@ static inline void download(const Setting *setting, const Case *c, const void *t
                             uint64_t bytes)
 {
     uint8_t guard[GUARD_BYTES];
-    if (setting->stream.device == DEVICE_CPU)
+    if (setting->job.stream.device == DEVICE_CPU)
         return;
     if (bytes > 0)
-        device_copy(host, there, bytes, setting->stream);
-    device_copy(guard, (const char *)there + bytes, GUARD_BYTES, setting->stream);
-    stream_wait(setting->stream);
+        device_copy(host, there, bytes, setting->job.stream);
+    device_copy(guard, (const char *)there + bytes, GUARD_BYTES, setting->job.stream);
+    stream_wait(setting->job.stream);
     for (int i = 0; i < GUARD_BYTES; i++)
         if (guard[i] != 0x3C)
             fail_msg("%s: rank %d wrote %02x into byte %d behind its part of %llu bytes", c->text,
-                     setting->world.rank, guard[i], i, (unsigned long long)bytes);
+                     setting->job.comm.rank, guard[i], i, (unsigned long long)bytes);
 }
 
 static inline Redistribute *plan_case(const Setting *setting, const Case *c)
@@ -409,8 +381,8 @@ static inline Redistribute *plan_case(const Setting *setting, const Case *c)
                                                        .whole = &c->whole,
                                                        .from = c->from,
                                                        .to = c->to,
-                                                       .arena = setting->arena,
-                                                       .device = setting->stream.device});
+                                                       .arena = setting->job.arena,
+                                                       .device = setting->job.stream.device});
 }
 
 // This rank's part before, exactly as long as it is.
@@ -422,11 +394,11 @@ static inline char *make_part(const Setting *setting, const Case *c, uint64_t by
     bool partial[MESH_AXES_MAX] = {false};
     for (int axis = 0; axis < c->mesh->axes; axis++)
         partial[axis] = c->from[axis].kind == PLACEMENT_PARTIAL;
-    int64_t count = part_of(c, c->from, setting->world.rank, linear);
+    int64_t count = part_of(c, c->from, setting->job.comm.rank, linear);
     if ((uint64_t)count * size != bytes)
         fail_msg("%s: %lld elements, but %llu bytes", c->text, (long long)count,
                  (unsigned long long)bytes);
-    int term = term_of(c, partial, setting->world.rank);
+    int term = term_of(c, partial, setting->job.comm.rank);
     for (int64_t i = 0; i < count; i++) {
         char value[2 * WORD_BYTES] = {0};
         make_value(c, term, linear[i], value);
@@ -446,7 +418,7 @@ static inline uint64_t take_sent(const Mesh *mesh)
 
 static inline void run_case(const Setting *setting, const Case *c)
 {
-    ArenaMark mark = arena_mark(setting->arena);
+    ArenaMark mark = arena_mark(setting->job.arena);
     Redistribute *plan = plan_case(setting, c);
     uint64_t in_bytes = tensor_bytes(&redistribute_from(plan)->local);
     uint64_t out_bytes = tensor_bytes(&redistribute_to(plan)->local);
@@ -457,24 +429,24 @@ static inline void run_case(const Setting *setting, const Case *c)
     void *in_there = upload(setting, in, in_bytes), *out_there = upload(setting, out, out_bytes);
     void *again_there = upload(setting, again, out_bytes);
     take_sent(c->mesh);
-    arena_forbid(setting->arena, true);
-    redistribute_run(plan, in_there, out_there, setting->stream);
+    arena_forbid(setting->job.arena, true);
+    redistribute_run(plan, in_there, out_there, setting->job.stream);
     uint64_t sent = take_sent(c->mesh);
     if (sent != redistribute_wire_bytes(plan))
         fail_msg("%s: %llu bytes planned, %llu sent", c->text,
                  (unsigned long long)redistribute_wire_bytes(plan), (unsigned long long)sent);
-    redistribute_run(plan, in_there, again_there, setting->stream);
-    arena_forbid(setting->arena, false);
+    redistribute_run(plan, in_there, again_there, setting->job.stream);
+    arena_forbid(setting->job.arena, false);
     download(setting, c, out_there, out, out_bytes);
     download(setting, c, again_there, again, out_bytes);
     check_part(c, setting, in, in_bytes, out);
     if (out_bytes > 0 && memcmp(out, again, out_bytes) != 0)
-        fail_msg("%s: rank %d: the second replay differs", c->text, setting->world.rank);
+        fail_msg("%s: rank %d: the second replay differs", c->text, setting->job.comm.rank);
     free(in);
     free(out);
     free(again);
     redistribute_destroy(plan);
-    arena_release(setting->arena, mark);
+    arena_release(setting->job.arena, mark);
 }
 
 // Collective(all ranks). As many random requests.

@@ -15,7 +15,7 @@
 #include "harness/tensor.h"
 #include "parallel/partial.h"
 #include "parallel/placement.h"
-#include "terms_fold.h"
+#include "tests/terms_fold.h"
 
 static void test_words(void **state)
 {

@@ -1,7 +1,7 @@
 // Redistribute against gather, combine and slice, bit for bit: the random requests of
 // parallel_redistribute_cases.h; and plans, as the table in redistribute.h has them.
 // ranks: 1 2 3 4 6 8
-#include "parallel_redistribute_cases.h"
+#include "tests/parallel_redistribute_cases.h"
 
 enum { TRIALS = 5000 };
 
@@ -92,12 +92,7 @@ static void test_far_plan(void **state)
 
 int main(int argc, char **argv)
 {
-    // A rank that fails an assertion takes the job down instead of leaving the others waiting for
-    // it.
-    setenv("CMOCKA_TEST_ABORT", "1", 1);
-    Run *run = run_create(argc, argv, "test_parallel_redistribute", true);
-    Setting setting;
-    setting_create(&setting, run, DEVICE_CPU, 0);
+    Setting setting = {.job = test_job_begin(argc, argv, DEVICE_CPU)};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_random_requests, &setting),
         cmocka_unit_test(test_plans),
@@ -105,6 +100,5 @@ int main(int argc, char **argv)
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     setting_destroy(&setting);
-    run_destroy(run);
-    return failed;
+    return test_job_end(&setting.job, failed);
 }

@@ -3,7 +3,7 @@
 // graph.
 // ranks: 2
 // labels: gpu2
-#include "parallel_redistribute_cases.h"
+#include "tests/parallel_redistribute_cases.h"
 
 enum { TRIALS = 3000, REPLAYS = 4 };
 
@@ -14,7 +14,7 @@ static void test_random_requests(void **state)
 
 static Case case_of(Setting *setting, uint32_t trial, const char *from, const char *to, DType dtype)
 {
-    Case c = {.seed = setting->seed,
+    Case c = {.seed = setting->job.seed,
               .trial = trial,
               .mesh = find_mesh(setting, "x0=*"),
               .whole = {.dtype = dtype, .rank = 3, .shape = {11, 13, 5}}};
@@ -30,26 +30,26 @@ static Case case_of(Setting *setting, uint32_t trial, const char *from, const ch
 // bytes are counted once, when captured.
 static void graph_case(const Setting *setting, Case *c)
 {
-    ArenaMark mark = arena_mark(setting->arena);
+    ArenaMark mark = arena_mark(setting->job.arena);
     Redistribute *plan = plan_case(setting, c);
     uint64_t in_bytes = tensor_bytes(&redistribute_from(plan)->local);
     uint64_t out_bytes = tensor_bytes(&redistribute_to(plan)->local);
     char *in = make_part(setting, c, in_bytes), *out = calloc(out_bytes + 1, 1);
     void *in_there = upload(setting, in, in_bytes), *out_there = upload(setting, out, out_bytes);
     free(in);
-    redistribute_run(plan, in_there, out_there, setting->stream); // NCCL connects outside
-    stream_wait(setting->stream);
+    redistribute_run(plan, in_there, out_there, setting->job.stream); // NCCL connects outside
+    stream_wait(setting->job.stream);
     take_sent(c->mesh);
-    graph_begin(setting->stream);
-    redistribute_run(plan, in_there, out_there, setting->stream);
-    Graph graph = graph_end(setting->stream);
+    graph_begin(setting->job.stream);
+    redistribute_run(plan, in_there, out_there, setting->job.stream);
+    Graph graph = graph_end(setting->job.stream);
     for (int replay = 0; replay < REPLAYS; replay++) {
         c->trial += 1000; // other values, the same request
         in = make_part(setting, c, in_bytes);
         if (in_bytes > 0)
-            device_copy(in_there, in, in_bytes, setting->stream);
-        device_fill(out_there, 0xA5, out_bytes, setting->stream);
-        graph_launch(&graph, setting->stream);
+            device_copy(in_there, in, in_bytes, setting->job.stream);
+        device_fill(out_there, 0xA5, out_bytes, setting->job.stream);
+        graph_launch(&graph, setting->job.stream);
         download(setting, c, out_there, out, out_bytes);
         check_part(c, setting, in, in_bytes, out);
         free(in);
@@ -61,7 +61,7 @@ static void graph_case(const Setting *setting, Case *c)
     graph_destroy(&graph);
     free(out);
     redistribute_destroy(plan);
-    arena_release(setting->arena, mark);
+    arena_release(setting->job.arena, mark);
 }
 
 static void test_graphs(void **state)
@@ -83,26 +83,12 @@ static void test_graphs(void **state)
 
 int main(int argc, char **argv)
 {
-    // A rank that fails an assertion takes the job down instead of leaving the others waiting for
-    // it.
-    setenv("CMOCKA_TEST_ABORT", "1", 1);
-    Run *run = run_create(argc, argv, "test_parallel_redistribute_gpu", true);
-    char why[DEVICE_TEXT_BYTES] = "";
-    if (device_count(DEVICE_CUDA, why, sizeof(why)) < run->local_ranks) {
-        if (run->rank == 0)
-            fprintf(stderr, "skipped: fewer GPUs than ranks on this host %s\n", why);
-        run_destroy(run);
-        return EXIT_CODE_SKIPPED;
-    }
-    device_select(DEVICE_CUDA, run->local_rank);
-    Setting setting;
-    setting_create(&setting, run, DEVICE_CUDA, run->local_rank);
+    Setting setting = {.job = test_job_begin(argc, argv, DEVICE_CUDA)};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_random_requests, &setting),
         cmocka_unit_test_prestate(test_graphs, &setting),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     setting_destroy(&setting);
-    run_destroy(run);
-    return failed;
+    return test_job_end(&setting.job, failed);
 }
