@@ -26,8 +26,8 @@ typedef struct Change {
 static const Change changes[] = {
     {"S0", "R", "MPI_Allgatherv", PEER_GATHER},
     {"S1", "R", "MPI_Allgatherv", PEER_GATHER},
-    {"S0", "S1", "MPI_Alltoallv", PEER_TO_ALL},
-    {"S1", "S0", "MPI_Alltoallv", PEER_TO_ALL},
+    {"S0", "S1", "MPI_Alltoall", PEER_TO_ALL},
+    {"S1", "S0", "MPI_Alltoall", PEER_TO_ALL},
     {"P", "R", "MPI_Allreduce", PEER_REDUCE},
     {"P", "S0", "MPI_Reduce_scatter", PEER_SCATTER},
     {"P", "S1", "MPI_Reduce_scatter", PEER_SCATTER},
