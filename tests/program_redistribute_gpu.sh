@@ -35,13 +35,12 @@ move 0,4 S0 S1 f32
 move 1,3 S0 R bf16
 move 1,3 P S0 f32
 
-
 # How long large ones take, for the log.
 for change in 'S0 R' 'S1 R' 'S0 S1' 'P R' 'P S0' 'P S1' 'R S1'; do
     read -r from to <<<"$change"
-    expect_good 2 redistribute --device cuda --no-check --samples 30 --mesh x=2 --shape 16384,16384 --dtype bf16 \
+    expect_good 2 redistribute --device cuda --no-check --samples 30 --mesh x=2 --shape 8192,8192 --dtype bf16 \
         --from "$from" --to "$to"
-    echo "$from -> $to, 512 MiB of bf16: $(grep -E '^wire|^time' out | tr '\n' ' ')"
+    echo "$from -> $to, 128 MiB of bf16: $(grep -E '^wire|^time' out | tr '\n' ' ')"
 done
 
 expect_error 69 "--shape '40000000000,100': a rank needs [0-9]+ bytes" 2 redistribute --device cuda \
