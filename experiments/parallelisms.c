@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 // How far sums in another order may take the first gradients, and what follows from them: see
 // LmOracle. bf16 rounds every activation, and a token whose scores lie closer than that chooses
@@ -130,6 +131,7 @@ typedef struct Job {
     uint64_t sent[LM_TRAFFIC_KINDS]; // by this rank in all steps
     ResultWriter *writer;
     double hidden; // share of FSDP's communication behind compute; NaN where there is none
+    double plan_cpu_s; // layout and plan of the slowest rank, processor time
     bool good;
 } Job;
 
@@ -287,7 +289,10 @@ static void set_up_problem(Job *job)
     job->arena = arena_create(MEMORY_DEVICE, job->device);
     job->world = comm_create_world(job->run, job->device, job->device_index);
     job->mesh = mesh_create(job->mesh_text, job->world);
-    read_layout(job, job->mesh, &error);
+    clock_t begin = clock();
+    if (read_layout(job, job->mesh, &error))
+        lm_cost(&job->layout, &job->training, p->exact);
+    job->plan_cpu_s = run_maximum(job->run, (double)(clock() - begin) / CLOCKS_PER_SEC);
     run_agree(job->run, &error);
 }
 
@@ -388,6 +393,7 @@ static Json *extra_json(const Job *job)
     for (int axis = 0; axis < job->mesh->axes; axis++)
         json_set(mesh, job->mesh->name[axis], json_integer(job->mesh->ranks[axis]));
     json_set(extra, "mesh", mesh);
+    json_set(extra, "set_up_plan_cpu_s", json_real(job->plan_cpu_s));
     Json *memory = json_object();
     for (int category = 0; category < MEMORY_CATEGORIES; category++) {
         uint64_t bytes = arena_peak_bytes(job->arena, (MemoryCategory)category);
