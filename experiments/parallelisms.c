@@ -130,7 +130,7 @@ typedef struct Job {
     LmResult ours;
     uint64_t sent[LM_TRAFFIC_KINDS]; // by this rank in all steps
     ResultWriter *writer;
-    double hidden; // share of FSDP's communication behind compute; NaN where there is none
+    double hidden;     // share of FSDP's communication behind compute; NaN where there is none
     double plan_cpu_s; // layout and plan of the slowest rank, processor time
     bool good;
 } Job;
@@ -365,7 +365,7 @@ static void check_against_one_rank(Job *job)
         result_add_check(job->writer, &skipped);
         return;
     }
-    LmResult theirs = lm_result_create(&job->list, &job->config, job->training.steps);
+    LmResult theirs = lm_result_create(&job->list, &job->config, job->training.steps, true);
     lm_reference(&settings, &theirs);
     int row = job->config.dtype == DTYPE_F32 ? 0 : 1;
     LmOracle oracle = {.layout = &job->layout,
@@ -517,7 +517,8 @@ static int run_parallelisms(Run *run, const void *params, const OptionPositional
     LmTrainerSettings settings = trainer_settings(&job);
     job.trainer = lm_trainer_create(&settings);
     start_result(&job);
-    job.ours = lm_result_create(&job.list, &job.config, job.training.steps);
+    bool whole = job.params->check && run->rank == 0;
+    job.ours = lm_result_create(&job.list, &job.config, job.training.steps, whole);
     train(&job);
     if (run->rank == 0 && job.params->check)
         check_against_one_rank(&job);
