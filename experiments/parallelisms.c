@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 // How far sums in another order may take the first gradients, and what follows from them: see
 // LmOracle. bf16 rounds every activation, and a token whose scores lie closer than that chooses
@@ -129,7 +130,8 @@ typedef struct Job {
     LmResult ours;
     uint64_t sent[LM_TRAFFIC_KINDS]; // by this rank in all steps
     ResultWriter *writer;
-    double hidden; // share of FSDP's communication behind compute; NaN where there is none
+    double hidden;     // share of FSDP's communication behind compute; NaN where there is none
+    double plan_cpu_s; // layout and plan of the slowest rank, processor time
     bool good;
 } Job;
 
@@ -287,7 +289,10 @@ static void set_up_problem(Job *job)
     job->arena = arena_create(MEMORY_DEVICE, job->device);
     job->world = comm_create_world(job->run, job->device, job->device_index);
     job->mesh = mesh_create(job->mesh_text, job->world);
-    read_layout(job, job->mesh, &error);
+    clock_t begin = clock();
+    if (read_layout(job, job->mesh, &error))
+        lm_cost(&job->layout, &job->training, p->exact);
+    job->plan_cpu_s = run_maximum(job->run, (double)(clock() - begin) / CLOCKS_PER_SEC);
     run_agree(job->run, &error);
 }
 
@@ -360,7 +365,7 @@ static void check_against_one_rank(Job *job)
         result_add_check(job->writer, &skipped);
         return;
     }
-    LmResult theirs = lm_result_create(&job->list, &job->config, job->training.steps);
+    LmResult theirs = lm_result_create(&job->list, &job->config, job->training.steps, true);
     lm_reference(&settings, &theirs);
     int row = job->config.dtype == DTYPE_F32 ? 0 : 1;
     LmOracle oracle = {.layout = &job->layout,
@@ -388,6 +393,7 @@ static Json *extra_json(const Job *job)
     for (int axis = 0; axis < job->mesh->axes; axis++)
         json_set(mesh, job->mesh->name[axis], json_integer(job->mesh->ranks[axis]));
     json_set(extra, "mesh", mesh);
+    json_set(extra, "set_up_plan_cpu_s", json_real(job->plan_cpu_s));
     Json *memory = json_object();
     for (int category = 0; category < MEMORY_CATEGORIES; category++) {
         uint64_t bytes = arena_peak_bytes(job->arena, (MemoryCategory)category);
@@ -511,7 +517,8 @@ static int run_parallelisms(Run *run, const void *params, const OptionPositional
     LmTrainerSettings settings = trainer_settings(&job);
     job.trainer = lm_trainer_create(&settings);
     start_result(&job);
-    job.ours = lm_result_create(&job.list, &job.config, job.training.steps);
+    bool whole = job.params->check && run->rank == 0;
+    job.ours = lm_result_create(&job.list, &job.config, job.training.steps, whole);
     train(&job);
     if (run->rank == 0 && job.params->check)
         check_against_one_rank(&job);

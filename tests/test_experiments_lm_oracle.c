@@ -54,8 +54,8 @@ static void begin(Setting *s)
         &(LmLayoutRequest){
             .mesh = &s->mesh, .config = &s->config, .parameters = &s->list, .tokens = "4,2,1"},
         &s->layout, &error));
-    s->ours = lm_result_create(&s->list, &s->config, 2);
-    s->theirs = lm_result_create(&s->list, &s->config, 2);
+    s->ours = lm_result_create(&s->list, &s->config, 2, true);
+    s->theirs = lm_result_create(&s->list, &s->config, 2, true);
     fill_result(s, &s->ours);
     fill_result(s, &s->theirs);
 }

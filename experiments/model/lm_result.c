@@ -33,14 +33,17 @@ void lm_whole_destroy(LmWhole *whole)
     *whole = (LmWhole){0};
 }
 
-LmResult lm_result_create(const LmParameters *parameters, const LmConfig *config, int steps)
+LmResult lm_result_create(const LmParameters *parameters, const LmConfig *config, int steps,
+                          bool wholes)
 {
+    const LmParameters none = {0};
+    const LmParameters *whole = wholes ? parameters : &none;
     return (LmResult){.steps = steps,
                       .loss = clear((size_t)steps, sizeof(double)),
                       .norm = clear((size_t)steps, sizeof(double)),
-                      .first_gradient = lm_whole_create(parameters),
-                      .last_gradient = lm_whole_create(parameters),
-                      .values = lm_whole_create(parameters),
+                      .first_gradient = lm_whole_create(whole),
+                      .last_gradient = lm_whole_create(whole),
+                      .values = lm_whole_create(whole),
                       .bias = clear((size_t)(config->layers * config->moe.experts), sizeof(float))};
 }
 

@@ -21,7 +21,9 @@ typedef struct LmResult {
     LmWhole last_gradient, values; // after the last step
     float *bias;                   // [layers][experts]
 } LmResult;
-LmResult lm_result_create(const LmParameters *parameters, const LmConfig *config, int steps);
+// Local. Without wholes: losses, norms and bias only.
+LmResult lm_result_create(const LmParameters *parameters, const LmConfig *config, int steps,
+                          bool wholes);
 void lm_result_destroy(LmResult *result);
 
 // Collective(all ranks), Waits(stream). Every rank's shards `flat` (fsdp_values or fsdp_gradients)

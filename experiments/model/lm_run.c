@@ -225,6 +225,8 @@ Lm *lm_create(const LmSettings *settings)
     for (int layer = 0; layer <= c->layers; layer++)
         make_block(lm, layer);
     make_scratch(lm);
+    if (settings->arena)
+        lm->choices = clear((size_t)(settings->tokens * c->moe.top_k), sizeof(int32_t));
     for (int layer = 0; layer < c->layers && lm_is_moe(c) && settings->arena; layer++)
         device_fill(lm->block[layer].expert_bias, 0, (uint64_t)c->moe.experts * sizeof(float),
                     stream);
@@ -246,6 +248,7 @@ void lm_destroy(Lm *lm)
     for (int kind = 0; kind < LM_ROWS_KINDS; kind++)
         free(lm->range[kind]);
     free(lm->block);
+    free(lm->choices);
     free(lm);
 }
 
@@ -300,14 +303,13 @@ void lm_count_choices(const Lm *lm, int64_t *counts, Stream stream)
         for (int group = 0; group < lm->settings.groups; group++) {
             const Moe *moe = lm->block[layer].moe[group];
             int64_t choices = moe_tokens(moe) * c->top_k;
-            int32_t *host = clear((size_t)choices, sizeof(int32_t));
+            int32_t *host = lm->choices;
             if (choices > 0)
                 device_copy(host, moe_expert_of_choice(moe), (uint64_t)choices * sizeof(int32_t),
                             stream);
             stream_wait(stream);
             for (int64_t i = 0; i < choices; i++)
                 counts[layer * c->experts + host[i]]++;
-            free(host);
         }
 }
 

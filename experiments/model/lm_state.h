@@ -47,6 +47,7 @@ struct Lm {
     float *router_gradient;  // [parts, router_rows, dim]
     void *group_x, *group_y; // [tokens, dim] rows of a group side by side
     void *tp_scratch;
+    int32_t *choices;                  // [tokens, top_k] host, for counting
     uint64_t bytes[MEMORY_CATEGORIES]; // pushed
     bool again;
 };

@@ -22,6 +22,7 @@ struct LmTrainer {
     bool last_micro;
     int64_t *counts; // [layers][experts]
     float *bias;     // [layers][experts]
+    double *of_rank; // [ranks] host
     double *square;  // [1 + ranks] device: this rank's, then everybody's
     float *scale;    // [1] device
     double *square_scratch;
@@ -230,6 +231,7 @@ LmTrainer *lm_trainer_create(const LmTrainerSettings *settings)
     size_t experts = (size_t)l->config->layers * (size_t)l->config->moe.experts;
     t->counts = clear(experts, sizeof(int64_t));
     t->bias = clear(experts, sizeof(float));
+    t->of_rank = clear((size_t)l->mesh->world.ranks, sizeof(double));
     make_norm(t);
     make_model(t);
     stream_wait(stream);
@@ -258,6 +260,7 @@ void lm_trainer_destroy(LmTrainer *t)
     free(t->targets);
     free(t->counts);
     free(t->bias);
+    free(t->of_rank);
     free(t);
 }
 
@@ -322,13 +325,12 @@ static double sum_loss(LmTrainer *t, double mine)
 {
     const LmLayout *l = t->settings.layout;
     Comm world = l->mesh->world;
-    double *all = clear((size_t)world.ranks, sizeof(double)), sum = 0;
+    double *all = t->of_rank, sum = 0;
     if (l->tp.coord != 0 && !lm_loss_is_split(l))
         mine = 0;
     comm_gather_host(world, &mine, all, sizeof mine);
     for (int rank = 0; rank < world.ranks; rank++)
         sum += all[rank];
-    free(all);
     return sum / (double)(l->tokens * t->settings.training->accumulate);
 }
 
@@ -352,13 +354,12 @@ static double clip(LmTrainer *t, Stream stream)
                     stream);
         accumulate = true;
     }
-    double *all = clear((size_t)world.ranks, sizeof(double)), sum = 0;
+    double *all = t->of_rank, sum = 0;
     comm_all_gather(world, t->square, t->square + 1, sizeof(double), stream);
     device_copy(all, t->square + 1, (uint64_t)world.ranks * sizeof(double), stream);
     stream_wait(stream);
     for (int rank = 0; rank < world.ranks; rank++)
         sum += all[rank];
-    free(all);
     device_copy(t->square, &sum, sizeof sum, stream);
     clip_scale(
         &(ClipScale){.sum = t->square, .max_norm = t->settings.training->clip, .scale = t->scale},
