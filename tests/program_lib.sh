@@ -104,6 +104,13 @@ expect_same() {
     cmp "$1" "$2" >compared 2>&1 || fail "$3: $(cat compared)"
 }
 
+# expect_peak_below BYTES: what tool_peak_memory left in the file `peak`. Sanitizers hold freed memory back: not judged there.
+expect_peak_below() {
+    grep -q __asan_init "$program" && return
+    checks=$((checks + 1))
+    [ "$(cat peak)" -lt "$1" ] || fail "$(cat peak) bytes of memory at the peak, expected less than $1"
+}
+
 # ---- safetensors files, as far as tests need them ----
 
 # save_bytes FILE HEADER DATA_BYTES: a file with that header and that many zero bytes of data.

@@ -3,6 +3,7 @@
 #   tests/program_<what>.sh        the whole program, called with the build folder.  # labels: slow   # timeout: 1200
 #   tests/check_<what>.sh          the source tree, called with the source folder
 #   tests/race_<what>.c            no test: a program that times ours against a peer, for results/measured/
+#   tests/tool_<what>.c            no test: a small program that the whole-program tests call
 find_library(CMOCKA_LIBRARY cmocka)
 find_path(CMOCKA_INCLUDE cmocka.h)
 if(NOT CMOCKA_LIBRARY OR NOT CMOCKA_INCLUDE)
@@ -66,6 +67,14 @@ foreach(source ${test_sources})
     add_test(NAME ${name} COMMAND ${name})
     describe_test(${name} LABELS ${labels} PROCESSORS 1)
   endif()
+endforeach()
+
+file(GLOB tool_sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/tool_*.c")
+foreach(source ${tool_sources})
+  get_filename_component(name "${source}" NAME_WE)
+  add_executable(${name} EXCLUDE_FROM_ALL "${source}")
+  target_compile_options(${name} PRIVATE -std=gnu17 -Wall -Wextra -Werror)
+  list(APPEND test_programs ${name})
 endforeach()
 add_custom_target(tests DEPENDS meshwork ${test_programs})
 
