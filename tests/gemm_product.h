@@ -379,15 +379,3 @@ static inline Case case_make(const Shape *shape, const Types *t)
     memcpy(c.rows, shape->groups == 2 ? long_rows : odd_rows, sizeof(int) * (size_t)shape->groups);
     return c;
 }
-
-// Local. False, after saying so, where there is no GPU to test on.
-static inline bool select_gpu(void)
-{
-    char why[DEVICE_TEXT_BYTES];
-    if (device_count(DEVICE_CUDA, why, sizeof(why)) == 0) {
-        print_message("skipped: no CUDA device: %s\n", why);
-        return false;
-    }
-    device_select(DEVICE_CUDA, 0);
-    return true;
-}

@@ -1,6 +1,7 @@
 // The measured ceilings of each device that is here: plausible numbers, quickly, and no memory
 // kept.
 #include "kernels/ceiling.h"
+#include "tests/select_gpu.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -61,12 +62,8 @@ static void test_cpu(void **state)
 static void test_cuda(void **state)
 {
     (void)state;
-    char why[DEVICE_TEXT_BYTES];
-    if (device_count(DEVICE_CUDA, why, sizeof(why)) == 0) {
-        print_message("skipped: no CUDA device: %s\n", why);
+    if (!select_gpu())
         skip();
-    }
-    device_select(DEVICE_CUDA, 0);
     measure(DEVICE_CUDA, 1);
 }
 

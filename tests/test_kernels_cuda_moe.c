@@ -416,12 +416,8 @@ static void test_replayed_graph(void **state)
 
 int main(void)
 {
-    char why[DEVICE_TEXT_BYTES];
-    if (device_count(DEVICE_CUDA, why, sizeof(why)) == 0) {
-        print_message("skipped: no CUDA device: %s\n", why);
+    if (!select_gpu())
         return EXIT_CODE_SKIPPED;
-    }
-    device_select(DEVICE_CUDA, 0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks_experts_and_widths),
         cmocka_unit_test(test_no_and_one_token),

@@ -377,12 +377,8 @@ static void test_offsets_beyond_31_bits(void **state)
 
 int main(void)
 {
-    char why[DEVICE_TEXT_BYTES];
-    if (device_count(DEVICE_CUDA, why, sizeof(why)) == 0) {
-        print_message("skipped: no CUDA device: %s\n", why);
+    if (!select_gpu())
         return EXIT_CODE_SKIPPED;
-    }
-    device_select(DEVICE_CUDA, 0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_add_and_cast),
         cmocka_unit_test(test_sum_squares),

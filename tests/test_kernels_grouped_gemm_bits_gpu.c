@@ -3,6 +3,7 @@
 // in device memory.
 // labels: gpu
 #include "tests/gemm_product.h"
+#include "tests/select_gpu.h"
 
 // f32 is one chain of fused steps in the order of the definition: the bits of the CPU row.
 static void test_f32_has_the_bits_of_the_cpu(void **state)

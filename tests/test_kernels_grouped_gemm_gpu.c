@@ -3,6 +3,7 @@
 // overwritten and wrongly read memory.
 // labels: gpu
 #include "tests/gemm_product.h"
+#include "tests/select_gpu.h"
 
 static void test_small_shapes(void **state)
 {

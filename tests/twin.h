@@ -6,6 +6,7 @@
 
 #include "harness/arena.h"
 #include "harness/random.h"
+#include "tests/select_gpu.h"
 
 #include <math.h>
 #include <setjmp.h>
