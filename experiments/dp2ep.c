@@ -369,7 +369,7 @@ static void check_graph(Job *job)
     layer_fill(&other, LAYER_X, first, job->tokens, dtype, job->x, job->stream);
     LayerPart part = part_of(job);
     uint64_t replayed[LAYER_PRINTS], enqueued[LAYER_PRINTS];
-    graph_launch(&graph, job->stream);
+    comm_replay(job->world, &graph, job->stream);
     layer_fingerprint(&job->source, &part, job->tokens, replayed, job->stream);
     step(job, job->stream);
     layer_fingerprint(&job->source, &part, job->tokens, enqueued, job->stream);
@@ -390,15 +390,31 @@ static void check_graph(Job *job)
     stream_wait(job->stream);
 }
 
+// Collective. A step that nobody times: its spans only say, to whom it concerns, where a rank is.
+static void first_step(Job *job)
+{
+    check_phase("step");
+    Recorder *recorder = recorder_create(job->stream, 0, false);
+    int total = recorder_span(recorder, "total");
+    moe_record_with(job->moe, recorder);
+    record_begin(recorder, total);
+    step(job, job->stream);
+    record_end(recorder, total);
+    recorder_iteration(recorder, false);
+    moe_record_with(job->moe, NULL);
+    recorder_destroy(recorder);
+}
+
 // Collective. One step, its result put together, compared and saved.
 static void check_results(Job *job)
 {
     const Params *p = job->params;
-    step(job, job->stream);
-    stream_wait(job->stream);
+    first_step(job);
     if (!p->check && !p->save && !p->load)
         return;
+    check_phase("gather");
     LayerResult ours = gather(job);
+    check_phase("check");
     Error error = {0};
     if (job->run->rank == 0) {
         if (p->check)
@@ -473,7 +489,9 @@ static void time_it(Job *job, const DeviceCeilings *ceilings)
     const Params *p = job->params;
     if (p->samples == 0)
         return;
+    check_phase("time");
     MoeTiming timing = {.run = job->run,
+                        .world = job->world,
                         .moe = job->moe,
                         .stream = job->stream,
                         .arena = job->arena,
@@ -527,6 +545,7 @@ static int run_dp2ep(Run *run, const void *params, const OptionPositionals *posi
     start_result(&job, &ceilings);
     check_results(&job);
     time_it(&job, &ceilings);
+    check_phase("write");
     result_writer_finish(job.writer);
     if (run->rank == 0)
         result_show(result_of(job.writer), job.params->json);

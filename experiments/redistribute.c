@@ -425,11 +425,14 @@ static void move(Job *job)
     const RedistributeTerms terms = {make_term, job};
     redistribute_fill(job->plan, &terms, job->in_host);
     copy_image(job, job->in, job->in_host, redistribute_from(job->plan));
+    check_phase("redistribute");
     redistribute_run(job->plan, job->in, job->out, job->stream);
     gather_wire(job);
+    check_phase("check");
     copy_image(job, job->out_host, job->out, redistribute_to(job->plan));
     if (job->params->check)
         check(job);
+    check_phase("time");
     time_replays(job);
 }
 

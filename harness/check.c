@@ -79,35 +79,55 @@ static void write_message(const Message *message)
     }
 }
 
-static void append_where(Message *message, const char *file, int line)
+static void append_where(Message *message, const CheckContext *where, const char *file, int line)
 {
     append(message, " (");
     if (file)
         append(message, "%s:%d, ", short_file(file), line);
-    append(message, "rank %d of %d", context.rank, context.ranks);
-    if (context.span[0])
-        append(message, ", span %s", context.span);
+    append(message, "rank %d of %d", where->rank, where->ranks);
+    if (where->span[0])
+        append(message, ", span %s", where->span);
     append(message, ")\n");
 }
 
-static void print_error(const char *file, int line, const char *fix, const char *what_format,
-                        va_list arguments)
+// What was measured before comes first. A thread that is in the middle of printing is not waited
+// for: it may be the one that hangs.
+static void flush_output(void)
+{
+    if (ftrylockfile(stdout) != 0)
+        return;
+    fflush(stdout);
+    funlockfile(stdout);
+}
+
+// What a message is made of besides its text.
+typedef struct Origin {
+    const CheckContext *where;
+    const char *file;
+    int line;
+    const char *fix;
+    const char *others; // what other ranks are doing; "" = not known
+} Origin;
+
+static void print_error(const Origin *origin, const char *what_format, va_list arguments)
 {
     char what[WHAT_BYTES];
     vsnprintf(what, sizeof(what), what_format, arguments);
     replace_control_characters(what);
     char change[WHAT_BYTES / 2];
-    snprintf(change, sizeof(change), "%s", fix ? fix : "");
+    snprintf(change, sizeof(change), "%s", origin->fix ? origin->fix : "");
     replace_control_characters(change);
 
     Message message = {.length = 0};
     append(&message, "meshwork: error: %s", what);
-    append_where(&message, file, line);
+    append_where(&message, origin->where, origin->file, origin->line);
+    if (origin->others[0])
+        append(&message, "meanwhile: %s\n", origin->others);
     if (change[0])
         append(&message, "fix: %s\n", change);
-    if (context.reproduce[0])
-        append(&message, "reproduce: %s\n", context.reproduce);
-    fflush(stdout); // what was measured before comes first
+    if (origin->where->reproduce[0])
+        append(&message, "reproduce: %s\n", origin->where->reproduce);
+    flush_output();
     write_message(&message);
 }
 
@@ -146,18 +166,38 @@ void check_print(const char *file, int line, const char *fix, const char *what_f
 {
     va_list arguments;
     va_start(arguments, what_format);
-    print_error(file, line, fix, what_format, arguments);
+    const Origin origin = {&context, file, line, fix, ""};
+    print_error(&origin, what_format, arguments);
     va_end(arguments);
+}
+
+void check_print_for(const CheckContext *where, const char *file, int line, const char *fix,
+                     const char *what_format, ...)
+{
+    va_list arguments;
+    va_start(arguments, what_format);
+    const Origin origin = {where, file, line, fix, ""};
+    print_error(&origin, what_format, arguments);
+    va_end(arguments);
+}
+
+void check_phase(const char *phase)
+{
+    context.phase = phase;
 }
 
 // _exit: the process is in an unknown state, so nothing registered with atexit may run (and hang).
 void check_failed(const char *file, int line, int exit_code, const char *fix,
                   const char *what_format, ...)
 {
-    va_list arguments;
-    va_start(arguments, what_format);
-    print_error(file, line, fix, what_format, arguments);
-    va_end(arguments);
+    char others[WHAT_BYTES / 2] = "";
+    if (!context.may_speak || context.may_speak(others, sizeof(others))) {
+        va_list arguments;
+        va_start(arguments, what_format);
+        const Origin origin = {&context, file, line, fix, others};
+        print_error(&origin, what_format, arguments);
+        va_end(arguments);
+    }
     if (context.abort_job)
         context.abort_job(exit_code);
     _exit(exit_code);
@@ -169,7 +209,8 @@ void check_all_failed(const char *file, int line, int exit_code, const char *fix
     if (context.rank == 0) {
         va_list arguments;
         va_start(arguments, what_format);
-        print_error(file, line, fix, what_format, arguments);
+        const Origin origin = {&context, file, line, fix, ""};
+        print_error(&origin, what_format, arguments);
         va_end(arguments);
     }
     fflush(stdout);

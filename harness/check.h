@@ -58,9 +58,15 @@ enum { CHECK_SPAN_BYTES = 64 };
 typedef struct CheckContext {
     int rank, ranks;                  // 0 of 1 until run_create
     char span[CHECK_SPAN_BYTES];      // name of the innermost open span, "" outside any
+    const char *phase;                // what the command is at, a literal; NULL if unknown
     char reproduce[1024];             // the one command that reproduces this run, "" if unknown
     void (*abort_job)(int exit_code); // takes every rank down; NULL before run_create
     void (*leave_together)(int exit_code); // ordered exit of all ranks; NULL before run_create
+    // Asked by check_failed before it prints, since its failure may be what another rank's mistake
+    // led to. False: somebody else speaks for the job. `others` is what they are doing, "" if
+    // unknown. NULL when nobody watches the job.
+    bool (*may_speak)(char *others, size_t bytes);
+    const struct Run *run; // what the three are about; NULL before run_create
 } CheckContext;
 CheckContext *check_context(void);
 
@@ -73,6 +79,11 @@ NORETURN void check_all_failed(const char *file, int line, int exit_code, const 
 // (run_agree).
 void check_print(const char *file, int line, const char *fix, const char *what_format, ...)
     PRINTF_LIKE(4, 5);
+// Local. The same for a failure that lies elsewhere: `where` names its rank and span.
+void check_print_for(const CheckContext *where, const char *file, int line, const char *fix,
+                     const char *what_format, ...) PRINTF_LIKE(5, 6);
+// Local. Names what the command is at from now on: "set-up", "gather". A literal.
+void check_phase(const char *phase);
 // Local. Prints a warning in the same form on stderr ("meshwork: warning: ...") and returns.
 void check_warn(const char *what_format, ...) PRINTF_LIKE(1, 2);
 

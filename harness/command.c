@@ -37,12 +37,44 @@ static void print_overview(FILE *file)
                   "meshwork --version      says what this program was built from\n");
 }
 
+// A command's rows, then those of every job. The fields of the latter lie behind its Params.
+typedef struct CommandOptions {
+    Option *rows; // freed by the caller
+    size_t run_offset, bytes;
+} CommandOptions;
+
+static int count_rows(const Option *table)
+{
+    int count = 0;
+    while (table[count].name)
+        count++;
+    return count;
+}
+
+static CommandOptions options_of(const Command *command)
+{
+    const size_t align = _Alignof(max_align_t);
+    int own = count_rows(command->options), common = count_rows(run_option_rows);
+    CommandOptions joined = {.run_offset = (command->params_bytes + align - 1) / align * align};
+    joined.bytes = joined.run_offset + sizeof(RunOptions);
+    joined.rows = calloc((size_t)(own + common) + 1, sizeof(Option));
+    CHECK(joined.rows, EXIT_CODE_HARDWARE, "free memory", "no memory for the options");
+    memcpy(joined.rows, command->options, (size_t)own * sizeof(Option));
+    for (int i = 0; command->spmd && i < common; i++) {
+        joined.rows[own + i] = run_option_rows[i];
+        joined.rows[own + i].offset += joined.run_offset;
+    }
+    return joined;
+}
+
 static void print_command_help(const Command *command)
 {
     const char *words = command->usage ? command->usage : "";
     printf("usage: meshwork %s%s%s [options]\n\n%s\n\noptions:\n", command->name,
            words[0] ? " " : "", words, command->summary);
-    option_print_help(command->options, stdout);
+    CommandOptions options = options_of(command);
+    option_print_help(options.rows, stdout);
+    free(options.rows);
     printf("  -h, --help  this text\n");
     if (command->notes)
         printf("\n%s\n", command->notes);
@@ -127,12 +159,17 @@ static int run_command(const Command *command, int argc, char **argv)
     Run *run = run_create(argc, argv, command->name, command->spmd);
     OptionPositionals positionals;
     Error error = {0};
-    void *params = calloc(1, command->params_bytes > 0 ? command->params_bytes : 1);
+    CommandOptions options = options_of(command);
+    char *params = calloc(1, options.bytes);
     CHECK(params, EXIT_CODE_HARDWARE, "free memory", "no memory for the options");
-    option_parse(command->options, argc - 2, argv + 2, command->positionals_max, params,
-                 &positionals, &error);
+    option_parse(options.rows, argc - 2, argv + 2, command->positionals_max, params, &positionals,
+                 &error);
     run_agree(run, &error);
+    free(options.rows);
     remember_command_line(run);
+    memcpy(&run->options, params + options.run_offset, sizeof(run->options));
+    check_phase("set-up");
+    run_start_watch(run);
     int exit_code = command->run(run, params, &positionals);
     if ((fflush(stdout) != 0 || ferror(stdout)) && exit_code == EXIT_CODE_GOOD) {
         check_print(__FILE__, __LINE__, "make room where the output goes, or send it elsewhere",

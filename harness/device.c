@@ -100,6 +100,11 @@ void event_record(Event *event, Stream stream)
     device_operations(stream.device)->event_record(event, stream);
 }
 
+bool event_done(const Event *event)
+{
+    return device_operations(event->device)->event_done(event);
+}
+
 double event_seconds(const Event *begin, const Event *end)
 {
     CHECK_RULE(begin->device == end->device);

@@ -65,6 +65,7 @@ void event_destroy(Event *event);    // Local
 // Enqueues(stream). While the stream is being captured into a graph the event becomes a node of it
 // and is recorded anew by each replay.
 void event_record(Event *event, Stream stream);
+bool event_done(const Event *event); // Local. Whether the stream has passed it; does not wait
 double event_seconds(const Event *begin, const Event *end); // Waits(end)
 
 void *

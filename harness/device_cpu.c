@@ -208,6 +208,12 @@ static void cpu_event_record(Event *event, Stream stream)
     event->host_ns = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+static bool cpu_event_done(const Event *event)
+{
+    (void)event;
+    return true;
+}
+
 static double cpu_event_seconds(const Event *begin, const Event *end)
 {
     return (double)(end->host_ns - begin->host_ns) * 1e-9;
@@ -283,6 +289,7 @@ const DeviceOperations device_operations_cpu = {
     .event_create = cpu_event_create,
     .event_destroy = cpu_event_destroy,
     .event_record = cpu_event_record,
+    .event_done = cpu_event_done,
     .event_seconds = cpu_event_seconds,
     .allocate = cpu_allocate,
     .release = cpu_release,

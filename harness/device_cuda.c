@@ -154,6 +154,15 @@ static void cuda_event_record(Event *event, Stream stream)
     CHECK_CUDA(cudaEventRecordWithFlags((cudaEvent_t)event->handle, cuda_stream(stream), flags));
 }
 
+// A stream that failed has not passed its events: who waits for it will say what happened.
+static bool cuda_event_done(const Event *event)
+{
+    if (cudaEventQuery((cudaEvent_t)event->handle) == cudaSuccess)
+        return true;
+    cudaGetLastError(); // "not ready" is an answer
+    return false;
+}
+
 static double cuda_event_seconds(const Event *begin, const Event *end)
 {
     float milliseconds = 0;
@@ -276,6 +285,7 @@ const DeviceOperations device_operations_cuda = {
     .event_create = cuda_event_create,
     .event_destroy = cuda_event_destroy,
     .event_record = cuda_event_record,
+    .event_done = cuda_event_done,
     .event_seconds = cuda_event_seconds,
     .allocate = cuda_allocate,
     .release = cuda_release,

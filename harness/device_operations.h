@@ -22,6 +22,7 @@ typedef struct DeviceOperations {
     Event (*event_create)(void);
     void (*event_destroy)(Event *event);
     void (*event_record)(Event *event, Stream stream);
+    bool (*event_done)(const Event *event);
     double (*event_seconds)(const Event *begin, const Event *end);
 
     void *(*allocate)(uint64_t bytes);

@@ -221,6 +221,8 @@ static bool unknown_option(const Parser *parser, const char *name)
     snprintf(fix, sizeof(fix), LIST_HINT);
     int best = NAME_BYTES_MAX * 3;
     for (const Option *option = parser->table; option->name; option++) {
+        if (!option->doc)
+            continue;
         for (int negated = 0; negated <= (option->kind == OPTION_SWITCH); negated++) {
             snprintf(spelled, sizeof(spelled), "%s%s", negated ? "no-" : "", option->name);
             int distance = typo_distance(name, spelled);
@@ -431,12 +433,16 @@ void option_print_help(const Option *table, void *file)
     char spelled[160], range[96], doc[1024];
     int widest = 0;
     for (const Option *option = table; option->name; option++) {
+        if (!option->doc)
+            continue;
         spell(option, spelled, sizeof(spelled));
         int length = (int)strlen(spelled);
         widest = length > widest && length <= SPELLED_MAX ? length : widest;
     }
     int indent = 2 + widest + 2;
     for (const Option *option = table; option->name; option++) {
+        if (!option->doc)
+            continue;
         spell(option, spelled, sizeof(spelled));
         bool number = option->kind == OPTION_INT || option->kind == OPTION_REAL;
         range[0] = '\0';

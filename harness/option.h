@@ -28,7 +28,7 @@ typedef struct Option {
     double min, max;      // numbers only; min == max means any
     const char *choices;  // OPTION_CHOICE only
     const char *value;    // placeholder in --help, such as "FILE"; NULL = derived from the kind
-    const char *doc;      // one line
+    const char *doc;      // one line; NULL: for tests, not in --help and never suggested
     char letter;          // 'o' for -o; 0 = none
 } Option;
 

@@ -30,6 +30,14 @@ enum {
 // core it saw.
 void openblas_set_num_threads(int threads) OPTIONAL_SYMBOL;
 
+const Option run_option_rows[] = {
+    {"watchdog_s", OPTION_REAL, offsetof(RunOptions, watchdog_s), "60", 0, 1e6, .value = "SECONDS",
+     .doc = "end the job when a rank stops or leaves the common order of collectives, at most this "
+            "long after; 0 = never"},
+    {"fault", OPTION_TEXT, offsetof(RunOptions, fault), NULL, .value = "KIND@RANK:WHERE"},
+    {NULL},
+};
+
 // A signal handler gets no argument and may touch nothing but an object of this type: so it lives
 // at file scope.
 static volatile sig_atomic_t stop_signal;
@@ -139,6 +147,18 @@ static void install_handlers(void)
     }
 }
 
+// Every agreement is a call of the group "job". False: a planted fault keeps it from being made.
+static bool enter(const Run *run, Call *call)
+{
+    if (calls_enter(run->job, call))
+        return true;
+    if (call->fault == CALL_FAULT_OTHER && call->op == CALL_BARRIER)
+        run_maximum(run, 0);
+    else if (call->fault == CALL_FAULT_OTHER)
+        run_barrier(run);
+    return false;
+}
+
 static void abort_job(int exit_code)
 {
     MPI_Abort(MPI_COMM_WORLD, exit_code);
@@ -146,11 +166,19 @@ static void abort_job(int exit_code)
 
 static void leave_together(int exit_code)
 {
+    const Run *run = check_context()->run;
     fflush(stdout);
-    MPI_Barrier(MPI_COMM_WORLD); // nobody may leave (and let mpirun kill the rest) before rank 0
-                                 // has printed
+    run_barrier(run); // nobody may leave (and let mpirun kill the rest) before rank 0 has printed
+    if (run->ledger)
+        run_watch.leave(run);
     MPI_Finalize();
     _exit(exit_code);
+}
+
+static bool may_speak(char *others, size_t bytes)
+{
+    const Run *run = check_context()->run;
+    return !run->ledger || run_watch.may_speak(run, others, bytes);
 }
 
 // n copies of one rank each, who cannot talk to each other. The first to leave takes down the
@@ -210,8 +238,10 @@ static void start_mpi(Run *run)
     RunLaunch launch = run_launch();
     init_mpi(&launch);
     CheckContext *context = check_context();
+    context->run = run;
     context->abort_job = abort_job;
     context->leave_together = leave_together;
+    context->may_speak = may_speak;
     CHECK_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &run->rank));
     CHECK_MPI(MPI_Comm_size(MPI_COMM_WORLD, &run->ranks));
     if (run->ranks == 1 && launch.ranks > 1 && launch.starts_mpi)
@@ -323,14 +353,25 @@ Run *run_create(int argc, char **argv, const char *command, bool spmd)
     return run;
 }
 
+void run_start_watch(Run *run)
+{
+    if (run->spmd && &run_watch != NULL)
+        run_watch.start(run);
+}
+
 void run_destroy(Run *run)
 {
     if (!run)
         return;
+    if (run->ledger)
+        run_watch.stop(run);
     if (run->spmd) {
         fflush(stdout);
-        check_context()->abort_job = NULL;
-        check_context()->leave_together = NULL;
+        CheckContext *context = check_context();
+        context->abort_job = NULL;
+        context->leave_together = NULL;
+        context->may_speak = NULL;
+        context->run = NULL;
         MPI_Finalize();
     }
     free(run);
@@ -338,8 +379,11 @@ void run_destroy(Run *run)
 
 void run_barrier(const Run *run)
 {
-    if (run->spmd)
-        CHECK_MPI(MPI_Barrier(MPI_COMM_WORLD));
+    Call call = {.op = CALL_BARRIER};
+    if (!run->spmd || !enter(run, &call))
+        return;
+    CHECK_MPI(MPI_Barrier(MPI_COMM_WORLD));
+    calls_leave(run->job);
 }
 
 static int piece_at(uint64_t done, uint64_t bytes)
@@ -349,11 +393,13 @@ static int piece_at(uint64_t done, uint64_t bytes)
 
 void run_broadcast(const Run *run, void *data, uint64_t bytes)
 {
-    if (!run->spmd)
+    Call call = {.op = CALL_BROADCAST, .dtype = DTYPE_U8, .count = bytes};
+    if (!run->spmd || !enter(run, &call))
         return;
-    for (uint64_t done = 0; done < bytes; done += PIECE_BYTES)
-        CHECK_MPI(
-            MPI_Bcast((char *)data + done, piece_at(done, bytes), MPI_BYTE, 0, MPI_COMM_WORLD));
+    for (uint64_t done = 0; done < call.count; done += PIECE_BYTES)
+        CHECK_MPI(MPI_Bcast((char *)data + done, piece_at(done, call.count), MPI_BYTE, 0,
+                            MPI_COMM_WORLD));
+    calls_leave(run->job);
 }
 
 static void send_to_zero(const void *data, uint64_t bytes)
@@ -370,13 +416,9 @@ static void receive_from(int rank, void *data, uint64_t bytes)
                            MPI_COMM_WORLD, MPI_STATUS_IGNORE));
 }
 
-void run_gather(const Run *run, const void *mine, uint64_t bytes, void *all)
+// Messages instead of MPI_Gather, whose count is int.
+static void gather_large(const Run *run, const void *mine, uint64_t bytes, void *all)
 {
-    if (run->spmd && bytes <= PIECE_BYTES) {
-        CHECK_MPI(
-            MPI_Gather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, 0, MPI_COMM_WORLD));
-        return;
-    }
     if (run->rank != 0) {
         send_to_zero(mine, bytes);
         return;
@@ -387,28 +429,56 @@ void run_gather(const Run *run, const void *mine, uint64_t bytes, void *all)
         receive_from(rank, (char *)all + (uint64_t)rank * bytes, bytes);
 }
 
+void run_gather(const Run *run, const void *mine, uint64_t bytes, void *all)
+{
+    Call call = {.op = CALL_GATHER, .dtype = DTYPE_U8, .count = bytes};
+    if (run->spmd && !enter(run, &call))
+        return;
+    bytes = call.count;
+    if (run->spmd && bytes <= PIECE_BYTES)
+        CHECK_MPI(
+            MPI_Gather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, 0, MPI_COMM_WORLD));
+    else
+        gather_large(run, mine, bytes, all);
+    calls_leave(run->job);
+}
+
+// Sizes differ between ranks, so it is pieces that must agree: what a rank sends and what rank 0
+// expects.
+static void gather_pieces(const Run *run, const void *mine, uint64_t bytes, char *all,
+                          const uint64_t *size_of_rank)
+{
+    Call call = {.op = CALL_GATHER_PIECES, .dtype = DTYPE_U8};
+    if (run->rank != 0)
+        call_piece(&call, run->rank, 0, bytes, 0);
+    for (int rank = 1; run->rank == 0 && rank < run->ranks; rank++)
+        call_piece(&call, 0, rank, 0, size_of_rank[rank]);
+    if (run->spmd && !enter(run, &call))
+        return;
+    if (run->rank != 0)
+        send_to_zero(mine, call.fault == CALL_FAULT_COUNT ? bytes / 2 : bytes);
+    uint64_t at = bytes;
+    for (int rank = 1; run->rank == 0 && rank < run->ranks; rank++) {
+        receive_from(rank, all + at, size_of_rank[rank]);
+        at += size_of_rank[rank];
+    }
+    calls_leave(run->job);
+}
+
 void *run_gather_pieces(const Run *run, const void *mine, uint64_t bytes, uint64_t *sizes)
 {
     uint64_t only = 0;
     uint64_t *size_of_rank = sizes ? sizes : &only; // ranks other than 0 may pass NULL
     run_gather(run, &bytes, sizeof(bytes), size_of_rank);
-    if (run->rank != 0) {
-        send_to_zero(mine, bytes);
-        return NULL;
-    }
     uint64_t total = 0;
-    for (int rank = 0; rank < run->ranks; rank++)
+    for (int rank = 0; run->rank == 0 && rank < run->ranks; rank++)
         total += size_of_rank[rank];
-    char *all = malloc(total > 0 ? total : 1);
-    CHECK(all, EXIT_CODE_HARDWARE, "gather less at once, or free memory",
+    char *all = run->rank == 0 ? malloc(total > 0 ? total : 1) : NULL;
+    CHECK(all || run->rank != 0, EXIT_CODE_HARDWARE, "gather less at once, or free memory",
           "no memory for %llu bytes of %d ranks", (unsigned long long)total, run->ranks);
-    if (bytes > 0)
+    if (all && bytes > 0)
         memcpy(all, mine, bytes);
-    uint64_t at = bytes;
-    for (int rank = 1; rank < run->ranks; rank++) {
-        receive_from(rank, all + at, size_of_rank[rank]);
-        at += size_of_rank[rank];
-    }
+    gather_pieces(run, mine, bytes, all, size_of_rank);
     return all;
 }
 
@@ -416,12 +486,19 @@ void run_agree(const Run *run, const Error *error)
 {
     int exit_code = error ? error->exit_code : EXIT_CODE_GOOD;
     int first = exit_code != EXIT_CODE_GOOD ? run->rank : run->ranks;
-    if (run->spmd)
-        CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD));
+    Call call = {.op = CALL_AGREE, .dtype = DTYPE_I32, .count = 1};
+    if (run->spmd && enter(run, &call)) {
+        CHECK_MPI(
+            MPI_Allreduce(MPI_IN_PLACE, &first, (int)call.count, MPI_INT, MPI_MIN, MPI_COMM_WORLD));
+        calls_leave(run->job);
+    }
     if (first == run->ranks)
         return;
-    if (run->spmd)
-        CHECK_MPI(MPI_Bcast(&exit_code, 1, MPI_INT, first, MPI_COMM_WORLD));
+    Call tell = {.op = CALL_BROADCAST, .dtype = DTYPE_I32, .count = 1};
+    if (run->spmd && enter(run, &tell)) {
+        CHECK_MPI(MPI_Bcast(&exit_code, (int)tell.count, MPI_INT, first, MPI_COMM_WORLD));
+        calls_leave(run->job);
+    }
     if (run->rank == first)
         check_print(error->file, error->line, error->fix, "%s", error->what);
     if (run->spmd)
@@ -440,14 +517,22 @@ static bool slurm_end_is_near(void)
 bool run_stop_requested(const Run *run)
 {
     int stop = stop_signal != 0 || slurm_end_is_near();
-    if (run->spmd)
-        CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, &stop, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD));
+    Call call = {.op = CALL_STOP_REQUESTED, .dtype = DTYPE_I32, .count = 1};
+    if (run->spmd && enter(run, &call)) {
+        CHECK_MPI(
+            MPI_Allreduce(MPI_IN_PLACE, &stop, (int)call.count, MPI_INT, MPI_MAX, MPI_COMM_WORLD));
+        calls_leave(run->job);
+    }
     return stop != 0;
 }
 
 double run_maximum(const Run *run, double value)
 {
-    if (run->spmd)
-        CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD));
+    Call call = {.op = CALL_MAXIMUM, .dtype = DTYPE_F64, .count = 1};
+    if (run->spmd && enter(run, &call)) {
+        CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, &value, (int)call.count, MPI_DOUBLE, MPI_MAX,
+                                MPI_COMM_WORLD));
+        calls_leave(run->job);
+    }
     return value;
 }

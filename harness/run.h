@@ -4,14 +4,23 @@
 // Start: MPI_Init, ranks and hosts, and the guards against the classic mistakes: the singleton trap
 // (srun or mpirun started n copies that each see one rank) is refused with the fix line. Stop:
 // TERM, INT, HUP, USR1, USR2 mean "stop soon": the handler only sets a flag, run_stop_requested
-// agrees over ranks.
+// agrees over ranks. Every agreement below is a call of the group "job" (calls.h), so the watchdog
+// sees it.
 #pragma once
 
-#include "harness/check.h"
+#include "harness/calls.h"
+#include "harness/option.h"
 
 DECLARATIONS_BEGIN
 
 enum { RUN_HOST_BYTES = 64, RUN_ID_BYTES = 37 };
+
+// Options of every command that starts a job. Rows without a line of help are for tests.
+typedef struct RunOptions {
+    double watchdog_s;
+    const char *fault; // see calls_create
+} RunOptions;
+extern const Option run_option_rows[];
 
 typedef struct Run {
     int rank, ranks;             // in the job
@@ -24,7 +33,21 @@ typedef struct Run {
     char **argv;
     const char *command;
     bool spmd;
+    RunOptions options;
+    CallGroup *job;        // NULL: nobody watches
+    struct Ledger *ledger; // who does
 } Run;
+
+// Who watches the job: parallel/ledger.h. This folder reaches it through a table, since parallel/
+// stands to its right.
+typedef struct RunWatch {
+    // Collective(all ranks). By run->options; sets run->job and run->ledger, or leaves them NULL.
+    void (*start)(Run *run);
+    void (*stop)(Run *run);        // Collective(all ranks), after the last agreement
+    void (*leave)(const Run *run); // Local. The job ends here, on purpose and with its message
+    bool (*may_speak)(const Run *run, char *others, size_t bytes); // Local. See check.h
+} RunWatch;
+OPTIONAL_SYMBOL extern const RunWatch run_watch;
 
 // What the launcher's environment says about this process, before and without MPI. Guards and the
 // commands that never start MPI go by it; in a job MPI itself has the last word.
@@ -44,6 +67,9 @@ void run_mpi_version(char *text,
 Run *run_create(int argc, char **argv, const char *command, bool spmd);
 // Collective(all ranks).
 void run_destroy(Run *run);
+// Collective(all ranks). From here on a rank that makes another call than the others, or none, ends
+// the job (run->options.watchdog_s > 0 and several ranks).
+void run_start_watch(Run *run);
 // Collective(all ranks).
 void run_barrier(const Run *run);
 void run_broadcast(const Run *run, void *data, uint64_t bytes); // from rank 0

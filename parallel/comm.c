@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "harness/device_operations.h"
 #include "kernels/reduce.h"
 #include "parallel/comm_link.h"
 #include "parallel/shard.h"
@@ -20,6 +21,50 @@ static const int TAG = 1; // own communicator, messages in order: one tag is eno
 static uint64_t smaller(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;
+}
+
+static const Stream HOST = {.device = DEVICE_CPU};
+
+static bool marks(Stream stream)
+{
+    return stream.device != DEVICE_CPU &&
+           !device_operations(stream.device)->stream_is_capturing(stream);
+}
+
+// The call that a planted fault makes in place of another.
+static void make_other_call(Comm comm, CallOp op, Stream stream)
+{
+    if (op == CALL_BARRIER)
+        comm_maximum(comm, 0);
+    else
+        comm_barrier(comm, stream);
+}
+
+bool comm_begin(Comm comm, Call *call, uint64_t wire_bytes, Stream stream)
+{
+    CommLink *link = comm.link;
+    if (!link)
+        return true;
+    if (!calls_enter(link->group, call)) {
+        if (call->fault == CALL_FAULT_OTHER)
+            make_other_call(comm, call->op, stream);
+        return false;
+    }
+    link->wire_bytes += wire_bytes;
+    if (call->fault == CALL_FAULT_TRAP && stream.device == DEVICE_CUDA && comm_trap_cuda)
+        comm_trap_cuda(stream);
+    if (marks(stream))
+        calls_mark_begin(link->group, stream);
+    return true;
+}
+
+void comm_end(Comm comm, Stream stream)
+{
+    if (!comm.link)
+        return;
+    if (marks(stream))
+        calls_mark_end(comm.link->group, stream);
+    calls_leave(comm.link->group);
 }
 
 // The operations for a stream's device; NULL means MPI.
@@ -79,13 +124,14 @@ bool comm_check_places(const CommPlace *places, int ranks, Error *error)
     return true;
 }
 
-static CommLink *link_create(MPI_Comm mpi, int ranks)
+static CommLink *link_create(MPI_Comm mpi, int ranks, CallGroup *group)
 {
     CommLink *link = calloc(1, sizeof(*link));
     CHECK_RULE(link != NULL);
     link->requests = calloc(2 * (size_t)ranks, sizeof(MPI_Request));
     CHECK_RULE(link->requests != NULL);
     link->mpi = mpi;
+    link->group = group;
     link->message_bytes_max = (uint64_t)1 << 30;
     // Errors come back as codes, so that they leave with our message and exit code instead of
     // MPI's.
@@ -114,9 +160,13 @@ static void start_nccl(Comm comm, const Run *run, int device_index)
     char id[COMM_NCCL_ID_BYTES] = {0};
     if (comm.rank == 0)
         comm_nccl.make_id(id);
-    CHECK_MPI(MPI_Bcast(id, COMM_NCCL_ID_BYTES, MPI_BYTE, 0, comm.link->mpi));
+    comm_broadcast(comm, id, COMM_NCCL_ID_BYTES, 0, HOST);
+    Call call = {.op = CALL_SPLIT};
+    comm_begin(comm, &call, 0, HOST);
     comm.link->nccl = comm_nccl.create(id, comm.rank, comm.ranks);
+    comm_end(comm, HOST);
     comm.link->nccl_token = device_allocate(DEVICE_CUDA, sizeof(int32_t));
+    calls_use_device(comm.link->group, DEVICE_CUDA, device_index);
 }
 
 Comm comm_create_world(const Run *run, DeviceKind kind, int device_index)
@@ -125,8 +175,12 @@ Comm comm_create_world(const Run *run, DeviceKind kind, int device_index)
     if (comm.ranks == 1)
         return comm;
     MPI_Comm mpi;
+    Call call = {.op = CALL_SPLIT};
+    calls_enter(run->job, &call);
     CHECK_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &mpi));
-    comm.link = link_create(mpi, comm.ranks);
+    calls_leave(run->job);
+    comm.link = link_create(mpi, comm.ranks, calls_split(run->job, 0, comm.rank, comm.ranks));
+    comm_name(comm, "world");
     if (kind == DEVICE_CUDA)
         start_nccl(comm, run, device_index);
     return comm;
@@ -138,6 +192,8 @@ Comm comm_split(Comm parent, int colour, int key)
     if (!parent.link)
         return parent;
     MPI_Comm mpi;
+    Call call = {.op = CALL_SPLIT};
+    comm_begin(parent, &call, 0, HOST);
     CHECK_MPI(MPI_Comm_split(parent.link->mpi, colour, key, &mpi));
     Comm comm = {0};
     CHECK_MPI(MPI_Comm_rank(mpi, &comm.rank));
@@ -145,15 +201,23 @@ Comm comm_split(Comm parent, int colour, int key)
     void *nccl = NULL;
     if (parent.link->nccl)
         nccl = comm_nccl.split(parent.link->nccl, comm.ranks == 1 ? -1 : colour, key);
+    comm_end(parent, HOST);
+    CallGroup *group = calls_split(parent.link->group, colour, comm.rank, comm.ranks);
     if (comm.ranks == 1) {
         CHECK_MPI(MPI_Comm_free(&mpi));
         return comm;
     }
-    comm.link = link_create(mpi, comm.ranks);
+    comm.link = link_create(mpi, comm.ranks, group);
     comm.link->nccl = nccl;
     if (nccl)
         comm.link->nccl_token = device_allocate(DEVICE_CUDA, sizeof(int32_t));
     return comm;
+}
+
+void comm_name(Comm comm, const char *name)
+{
+    if (comm.link)
+        calls_name(comm.link->group, name);
 }
 
 void comm_destroy(Comm *comm)
@@ -167,6 +231,7 @@ void comm_destroy(Comm *comm)
         device_free(DEVICE_CUDA, link->nccl_token);
     }
     CHECK_MPI(MPI_Comm_free(&link->mpi));
+    calls_close(link->group);
     free(link->requests);
     free(link);
 }
@@ -215,12 +280,15 @@ void comm_all_gather(Comm comm, const void *mine, void *all, uint64_t bytes, Str
         copy_unless_same(all, mine, bytes, stream);
         return;
     }
-    comm_enter(comm, COMM_CALL_ALL_GATHER, bytes * (uint64_t)(comm.ranks - 1));
+    Call call = {.op = CALL_ALL_GATHER, .dtype = DTYPE_U8, .count = bytes};
+    if (!comm_begin(comm, &call, bytes * (uint64_t)(comm.ranks - 1), stream))
+        return;
     const CommNccl *nccl = nccl_for(comm, stream);
     if (nccl)
-        nccl->all_gather(comm.link->nccl, mine, all, bytes, stream);
+        nccl->all_gather(comm.link->nccl, mine, all, call.count, stream);
     else
-        mpi_all_gather(comm.link, mine, all, bytes);
+        mpi_all_gather(comm.link, mine, all, call.count);
+    comm_end(comm, stream);
 }
 
 void comm_gather_host(Comm comm, const void *mine, void *all, uint64_t bytes)
@@ -229,8 +297,22 @@ void comm_gather_host(Comm comm, const void *mine, void *all, uint64_t bytes)
         memcpy(all, mine, bytes);
         return;
     }
-    comm_enter(comm, COMM_CALL_AGREE, bytes * (uint64_t)(comm.ranks - 1));
-    mpi_all_gather(comm.link, mine, all, bytes);
+    Call call = {.op = CALL_ALL_GATHER, .dtype = DTYPE_U8, .count = bytes};
+    if (!comm_begin(comm, &call, bytes * (uint64_t)(comm.ranks - 1), HOST))
+        return;
+    mpi_all_gather(comm.link, mine, all, call.count);
+    comm_end(comm, HOST);
+}
+
+static void mpi_all_to_all(CommLink *link, const char *send, char *receive, uint64_t bytes)
+{
+    for (uint64_t done = 0; done < bytes;) {
+        uint64_t now = smaller(bytes - done, link->message_bytes_max);
+        MPI_Datatype block = block_type(now, bytes);
+        CHECK_MPI(MPI_Alltoall(send + done, 1, block, receive + done, 1, block, link->mpi));
+        CHECK_MPI(MPI_Type_free(&block));
+        done += now;
+    }
 }
 
 void comm_all_to_all(Comm comm, const void *send, void *receive, uint64_t bytes, Stream stream)
@@ -239,21 +321,15 @@ void comm_all_to_all(Comm comm, const void *send, void *receive, uint64_t bytes,
         copy_unless_same(receive, send, bytes, stream);
         return;
     }
-    CommLink *link = comm.link;
-    comm_enter(comm, COMM_CALL_ALL_TO_ALL, bytes * (uint64_t)(comm.ranks - 1));
-    const CommNccl *nccl = nccl_for(comm, stream);
-    if (nccl) {
-        nccl->all_to_all(link->nccl, comm, send, receive, bytes, stream);
+    Call call = {.op = CALL_ALL_TO_ALL, .dtype = DTYPE_U8, .count = bytes};
+    if (!comm_begin(comm, &call, bytes * (uint64_t)(comm.ranks - 1), stream))
         return;
-    }
-    for (uint64_t done = 0; done < bytes;) {
-        uint64_t now = smaller(bytes - done, link->message_bytes_max);
-        MPI_Datatype block = block_type(now, bytes);
-        CHECK_MPI(MPI_Alltoall((const char *)send + done, 1, block, (char *)receive + done, 1,
-                               block, link->mpi));
-        CHECK_MPI(MPI_Type_free(&block));
-        done += now;
-    }
+    const CommNccl *nccl = nccl_for(comm, stream);
+    if (nccl)
+        nccl->all_to_all(comm.link->nccl, comm, send, receive, call.count, stream);
+    else
+        mpi_all_to_all(comm.link, send, receive, call.count);
+    comm_end(comm, stream);
 }
 
 void comm_group_begin(Comm comm, Stream stream)
@@ -299,6 +375,16 @@ static void mpi_all_to_all_v(Comm comm, const CommSplit *split, const char *from
     }
 }
 
+// For a planted fault.
+static uint64_t *halve(const uint64_t *bytes, int ranks)
+{
+    uint64_t *halves = malloc((size_t)ranks * sizeof(*halves));
+    CHECK_RULE(halves != NULL);
+    for (int rank = 0; rank < ranks; rank++)
+        halves[rank] = bytes[rank] / 2;
+    return halves;
+}
+
 void comm_all_to_all_v(Comm comm, const CommSplit *split, const void *send, void *receive,
                        Stream stream)
 {
@@ -310,20 +396,29 @@ void comm_all_to_all_v(Comm comm, const CommSplit *split, const void *send, void
                     (const char *)send + split->send_offsets[self], send_bytes[self], stream);
     if (!comm.link)
         return;
+    Call call = {.op = CALL_ALL_TO_ALL_V, .dtype = DTYPE_U8};
     uint64_t longest = 0, sent = 0;
     for (int rank = 0; rank < comm.ranks; rank++) {
         if (rank == self)
             continue;
+        call_piece(&call, self, rank, send_bytes[rank], receive_bytes[rank]);
         sent += send_bytes[rank];
         longest = send_bytes[rank] > longest ? send_bytes[rank] : longest;
         longest = receive_bytes[rank] > longest ? receive_bytes[rank] : longest;
     }
-    comm_enter(comm, COMM_CALL_ALL_TO_ALL_V, sent);
+    if (!comm_begin(comm, &call, sent, stream))
+        return;
+    CommSplit used = *split;
+    uint64_t *halves = call.fault == CALL_FAULT_COUNT ? halve(send_bytes, comm.ranks) : NULL;
+    if (halves)
+        used.send_bytes = halves;
     const CommNccl *nccl = nccl_for(comm, stream);
     if (nccl)
-        nccl->all_to_all_v(comm.link->nccl, comm, split, send, receive, stream);
+        nccl->all_to_all_v(comm.link->nccl, comm, &used, send, receive, stream);
     else
-        mpi_all_to_all_v(comm, split, send, receive, longest);
+        mpi_all_to_all_v(comm, &used, send, receive, longest);
+    free(halves);
+    comm_end(comm, stream);
 }
 
 static MPI_Datatype mpi_type_of(DType dtype)
@@ -388,13 +483,24 @@ void comm_all_reduce(Comm comm, const void *in, void *out, int64_t count, DType 
         return;
     }
     // A ring sends every byte but its own share twice.
-    comm_enter(comm, COMM_CALL_ALL_REDUCE,
-               2 * bytes / (uint64_t)comm.ranks * (uint64_t)(comm.ranks - 1));
+    Call call = {
+        .op = CALL_ALL_REDUCE, .dtype = dtype, .count = (uint64_t)count, .detail = (uint8_t)op};
+    uint64_t wire_bytes = 2 * bytes / (uint64_t)comm.ranks * (uint64_t)(comm.ranks - 1);
+    if (!comm_begin(comm, &call, wire_bytes, stream))
+        return;
     const CommNccl *nccl = nccl_for(comm, stream);
     if (nccl)
-        nccl->all_reduce(comm.link->nccl, in, out, count, dtype, op, stream);
+        nccl->all_reduce(comm.link->nccl, in, out, (int64_t)call.count, call.dtype, op, stream);
     else
-        mpi_all_reduce(comm, in, out, count, dtype, op);
+        mpi_all_reduce(comm, in, out, (int64_t)call.count, call.dtype, op);
+    comm_end(comm, stream);
+}
+
+static void mpi_broadcast(CommLink *link, char *data, uint64_t bytes, int root)
+{
+    for (uint64_t done = 0; done < bytes; done += link->message_bytes_max)
+        CHECK_MPI(MPI_Bcast(data + done, (int)smaller(bytes - done, link->message_bytes_max),
+                            MPI_BYTE, root, link->mpi));
 }
 
 void comm_broadcast(Comm comm, void *data, uint64_t bytes, int root, Stream stream)
@@ -402,40 +508,50 @@ void comm_broadcast(Comm comm, void *data, uint64_t bytes, int root, Stream stre
     CHECK_RULE(root >= 0 && root < comm.ranks);
     if (!comm.link)
         return;
-    CommLink *link = comm.link;
-    comm_enter(comm, COMM_CALL_BROADCAST,
-               comm.rank == root ? bytes * (uint64_t)(comm.ranks - 1) : 0);
-    const CommNccl *nccl = nccl_for(comm, stream);
-    if (nccl) {
-        nccl->broadcast(link->nccl, data, bytes, root, stream);
+    Call call = {.op = CALL_BROADCAST, .dtype = DTYPE_U8, .count = bytes, .detail = (uint8_t)root};
+    uint64_t wire_bytes = comm.rank == root ? bytes * (uint64_t)(comm.ranks - 1) : 0;
+    if (!comm_begin(comm, &call, wire_bytes, stream))
         return;
-    }
-    for (uint64_t done = 0; done < bytes; done += link->message_bytes_max)
-        CHECK_MPI(MPI_Bcast((char *)data + done,
-                            (int)smaller(bytes - done, link->message_bytes_max), MPI_BYTE, root,
-                            link->mpi));
+    const CommNccl *nccl = nccl_for(comm, stream);
+    if (nccl)
+        nccl->broadcast(comm.link->nccl, data, call.count, root, stream);
+    else
+        mpi_broadcast(comm.link, data, call.count, root);
+    comm_end(comm, stream);
 }
 
 void comm_barrier(Comm comm, Stream stream)
 {
-    if (!comm.link)
+    Call call = {.op = CALL_BARRIER};
+    if (!comm.link || !comm_begin(comm, &call, 0, stream))
         return;
     CommLink *link = comm.link;
-    comm_enter(comm, COMM_CALL_BARRIER, 0);
     const CommNccl *nccl = nccl_for(comm, stream);
     if (nccl)
         nccl->all_reduce(link->nccl, link->nccl_token, link->nccl_token, 1, DTYPE_I32, COMM_MAX,
                          stream);
     else
         CHECK_MPI(MPI_Barrier(link->mpi));
+    comm_end(comm, stream);
+}
+
+void comm_replay(Comm comm, const Graph *graph, Stream stream)
+{
+    Call call = {.op = CALL_REPLAY};
+    if (!comm_begin(comm, &call, 0, stream))
+        return;
+    graph_launch(graph, stream);
+    comm_end(comm, stream);
 }
 
 int64_t comm_maximum(Comm comm, int64_t value)
 {
-    if (!comm.link)
+    Call call = {.op = CALL_MAXIMUM, .dtype = DTYPE_I64, .count = 1};
+    if (!comm.link || !comm_begin(comm, &call, 2 * sizeof(value), HOST))
         return value;
-    comm_enter(comm, COMM_CALL_AGREE, 2 * sizeof(value));
-    CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_INT64_T, MPI_MAX, comm.link->mpi));
+    CHECK_MPI(
+        MPI_Allreduce(MPI_IN_PLACE, &value, (int)call.count, MPI_INT64_T, MPI_MAX, comm.link->mpi));
+    comm_end(comm, HOST);
     return value;
 }
 

@@ -25,6 +25,7 @@ typedef enum CommOp { COMM_SUM, COMM_AVG, COMM_PRODUCT, COMM_MAX, COMM_MIN } Com
 Comm comm_create_world(const Run *run, DeviceKind kind, int device_index);
 // Collective(parent). Ranks with the same colour form a group, ordered by key.
 Comm comm_split(Comm parent, int colour, int key);
+void comm_name(Comm comm, const char *name);  // Local. For the watchdog's messages: "ep", "dp*ep"
 void comm_destroy(Comm *comm);                // Collective(comm)
 void comm_versions(char *text, size_t bytes); // Local. MPI and NCCL, for doctor and provenance
 // Local. Bytes this rank has sent to others (never to itself) since the last call, all collectives
@@ -61,6 +62,9 @@ void comm_barrier(Comm comm, Stream stream); // Waits on the CPU; enqueued on CU
 uint64_t comm_ordered_scratch_bytes(Comm comm, int64_t count); // Local
 void comm_all_reduce_ordered(Comm comm, const float *in, float *out, int64_t count, void *scratch,
                              Stream stream);
+// Collective(comm), Enqueues(stream). Launches a graph in which collectives of this group, or of
+// parts of it, were captured.
+void comm_replay(Comm comm, const Graph *graph, Stream stream);
 // Host values on every rank, whatever the device: small agreements at set-up. Collective(comm),
 // Waits
 int64_t comm_maximum(Comm comm, int64_t value);

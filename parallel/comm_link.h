@@ -1,25 +1,15 @@
 // comm_link.h -- what stands behind a Comm. Only parallel/ and its tests look in here.
 //
 // MPI carries host memory and every agreement at set-up; NCCL carries device memory, through a
-// table of operations that is there only in builds with NCCL. Every collective of either library
-// passes comm_enter first: the one place where wire bytes are counted, and where the ledger will
-// note what this rank is about to do.
+// table of operations that is there only in builds with NCCL. Every collective of either library,
+// and every barrier of peer memory, stands between comm_begin and comm_end: the one place where
+// wire bytes are counted and where the watchdog sees what this rank is about to do.
 #pragma once
 
 #include <mpi.h>
 
+#include "harness/calls.h"
 #include "parallel/comm.h"
-
-typedef enum CommCall {
-    COMM_CALL_ALL_GATHER,
-    COMM_CALL_ALL_TO_ALL,
-    COMM_CALL_ALL_TO_ALL_V,
-    COMM_CALL_ALL_REDUCE,
-    COMM_CALL_BROADCAST,
-    COMM_CALL_BARRIER,
-    COMM_CALL_AGREE, // host values at set-up
-    COMM_CALLS,
-} CommCall;
 
 struct CommLink {
     MPI_Comm mpi;
@@ -27,21 +17,19 @@ struct CommLink {
     uint64_t
         message_bytes_max; // longest single MPI message: counts are int in MPI-3. Tests lower it
     uint64_t wire_bytes;   // sent to others since comm_take_wire_bytes
-    uint64_t calls;        // collectives entered so far
-    CommCall last_call;
-    void *nccl;       // ncclComm_t; NULL for groups of the CPU
-    void *nccl_token; // device memory of a barrier's one-word all-reduce
+    CallGroup *group;      // NULL: nobody watches
+    void *nccl;            // ncclComm_t; NULL for groups of the CPU
+    void *nccl_token;      // device memory of a barrier's one-word all-reduce
 };
 
-// Local. Every collective begins here. `wire_bytes` is what this rank must send to others by the
-// shortest algorithm (direct or ring), whatever the library really does. A collective in a captured
-// graph is counted when captured.
-static inline void comm_enter(Comm comm, CommCall call, uint64_t wire_bytes)
-{
-    comm.link->calls++;
-    comm.link->last_call = call;
-    comm.link->wire_bytes += wire_bytes;
-}
+// Local. `wire_bytes` is what this rank must send to others by the shortest algorithm (direct or
+// ring), whatever the library really does. A collective in a captured graph is counted when
+// captured. False: a planted fault keeps the call from being made; otherwise it is made as `call`
+// stands afterwards, and comm_end follows it.
+bool comm_begin(Comm comm, Call *call, uint64_t wire_bytes, Stream stream);
+void comm_end(Comm comm, Stream stream);
+// Enqueues(stream). A kernel that traps; builds with CUDA.
+OPTIONAL_SYMBOL void comm_trap_cuda(Stream stream);
 
 // The NCCL operations, comm_nccl.c. The address is NULL in builds without NCCL.
 enum { COMM_NCCL_ID_BYTES = 128 };

@@ -329,5 +329,13 @@ Comm mesh_comm(const Mesh *mesh, const MeshAxes *axes)
     if (axes->ranks == 1)
         return (Comm){.rank = 0, .ranks = 1};
     MeshAxes others = mesh_others(mesh, axes);
-    return comm_split(mesh->world, others.coord, axes->coord);
+    Comm comm = comm_split(mesh->world, others.coord, axes->coord);
+    char name[MESH_AXES_MAX * MESH_NAME_BYTES] = "";
+    for (int axis = 0; axis < mesh->axes; axis++) {
+        size_t used = strlen(name);
+        if (axes->member[axis])
+            snprintf(name + used, sizeof(name) - used, "%s%s", used ? "*" : "", mesh->name[axis]);
+    }
+    comm_name(comm, name);
+    return comm;
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "parallel/comm_link.h"
 #include "parallel/peer_kernels.h"
 #include "parallel/peer_link.h"
 
@@ -209,6 +210,9 @@ void *const *peer_bases(const Peer *peer)
 void peer_barrier(Peer *peer, int channel, Stream stream)
 {
     CHECK_RULE(channel >= 0 && channel < PEER_CHANNELS && stream.device == DEVICE_CUDA);
+    Call call = {.op = CALL_PEER_BARRIER, .count = (uint64_t)channel};
+    if (!comm_begin(peer->comm, &call, 0, stream))
+        return;
     uint64_t *flags = (uint64_t *)((char *)peer->local + peer->flags_offset);
     PeerSignal signal = {
         .flags_of_rank = (uint64_t *const *)(peer->device_bases + peer->comm.ranks),
@@ -219,4 +223,5 @@ void peer_barrier(Peer *peer, int channel, Stream stream)
         .timeout_ns = TIMEOUT_NS,
     };
     peer_signal_cuda(&signal, stream);
+    comm_end(peer->comm, stream);
 }

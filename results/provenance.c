@@ -178,16 +178,26 @@ static bool option_was_given(const Option *option, int argc, char *const *argv)
     return false;
 }
 
+static void add_options(const Run *run, const Option *table, const void *params, Json *options,
+                        Json *given)
+{
+    for (const Option *option = table; option && option->name; option++) {
+        if (!option->doc)
+            continue;
+        char text[TEXT_BYTES] = "";
+        option_format(option, params, text, sizeof text);
+        json_set(options, option->name, json_text(text));
+        if (option_was_given(option, run->argc, run->argv))
+            json_append(given, json_text(option->name));
+    }
+}
+
 static void set_options(Json *header, const ResultStart *start)
 {
     Json *options = json_object(), *given = json_array();
-    for (const Option *option = start->options; option && option->name; option++) {
-        char text[TEXT_BYTES] = "";
-        option_format(option, start->params, text, sizeof text);
-        json_set(options, option->name, json_text(text));
-        if (option_was_given(option, start->run->argc, start->run->argv))
-            json_append(given, json_text(option->name));
-    }
+    add_options(start->run, start->options, start->params, options, given);
+    if (start->run->spmd)
+        add_options(start->run, run_option_rows, &start->run->options, options, given);
     json_set(header, "options", options);
     json_set(header, "options_given", given);
 }

@@ -134,7 +134,7 @@ static void iterate(void *context)
     arena_forbid(timing->arena, true);
     record_begin(one->recorder, one->total);
     if (one->graph.handle)
-        graph_launch(&one->graph, timing->stream);
+        comm_replay(timing->world, &one->graph, timing->stream);
     else
         timing->body(timing->context, timing->stream);
     record_end(one->recorder, one->total);

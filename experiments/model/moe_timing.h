@@ -9,6 +9,7 @@
 
 typedef struct MoeTiming {
     const Run *run;
+    Comm world;
     Moe *moe;
     Stream stream;
     Arena *arena; // for the buffer that flushes the cache; everything is released again

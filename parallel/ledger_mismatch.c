@@ -1,0 +1,304 @@
+// ledger_mismatch.c -- comparing the ranks' calls: first the hashes, and where they disagree the
+// entries.
+//
+// With two ranks that disagree nobody can say which is right: then the lower rank's word counts,
+// and the message shows both.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "parallel/ledger_words.h"
+
+static bool same_call(const LedgerCall *a, const LedgerCall *b)
+{
+    return a->op == b->op && a->dtype == b->dtype && a->count == b->count && a->detail == b->detail;
+}
+
+// One call of one group, as its members made it.
+typedef struct Compared {
+    const LedgerCall **call; // [ranks], NULL: no member, or it has not told
+    int members;
+    uint64_t sequence; // of the first member's
+} Compared;
+
+// The first entry of the group from number on; `at` remembers where.
+static const LedgerCall *seek(const LedgerView *view, uint64_t id, uint64_t number, int *at)
+{
+    while (*at < view->entry_count &&
+           (view->entries[*at].group_id != id || view->entries[*at].number < number))
+        ++*at;
+    return *at < view->entry_count ? &view->entries[*at] : NULL;
+}
+
+// Everybody's call with the lowest number from *number on that all who told remember; false: none.
+static bool line_up(const LedgerViews *views, uint64_t id, uint64_t *number, int *at,
+                    Compared *compared)
+{
+    for (int rank = 0; rank < views->ranks; rank++) {
+        const LedgerView *view = &views->of_rank[rank];
+        compared->call[rank] = NULL;
+        if (!ledger_group_of(view, id) || view->entry_count == 0)
+            continue;
+        const LedgerCall *call = seek(view, id, *number, &at[rank]);
+        if (!call)
+            return false;
+        compared->call[rank] = call;
+        if (call->number > *number) {
+            *number = call->number;
+            rank = -1; // others may remember it too: begin again
+        }
+    }
+    compared->members = 0;
+    for (int rank = views->ranks - 1; rank >= 0; rank--)
+        if (compared->call[rank]) {
+            compared->members++;
+            compared->sequence = compared->call[rank]->sequence;
+        }
+    return compared->members > 1;
+}
+
+// The call that most members made; of equally many the lowest rank's.
+static const LedgerCall *common_call(const LedgerViews *views, const Compared *compared)
+{
+    const LedgerCall *best = NULL;
+    int best_count = 0;
+    for (int rank = 0; rank < views->ranks; rank++) {
+        int count = 0;
+        for (int peer = 0; compared->call[rank] && peer < views->ranks; peer++)
+            count += compared->call[peer] && same_call(compared->call[rank], compared->call[peer]);
+        if (count > best_count) {
+            best = compared->call[rank];
+            best_count = count;
+        }
+    }
+    return best;
+}
+
+static int first_other(const LedgerViews *views, const Compared *compared, const LedgerCall *common)
+{
+    for (int rank = 0; rank < views->ranks; rank++)
+        if (compared->call[rank] && !same_call(compared->call[rank], common))
+            return rank;
+    return -1;
+}
+
+static CallPieces sum_pieces(const LedgerViews *views, const Compared *compared)
+{
+    CallPieces sum = {0};
+    for (int rank = 0; rank < views->ranks; rank++) {
+        const LedgerCall *call = compared->call[rank];
+        if (!call)
+            continue;
+        sum.sum += call->pieces.sum;
+        sum.by_sender += call->pieces.by_sender;
+        sum.by_receiver += call->pieces.by_receiver;
+    }
+    return sum;
+}
+
+static bool differs(const LedgerViews *views, const Compared *compared, uint64_t id)
+{
+    bool whole = compared->members == ledger_any_group_of(views, id)->ranks;
+    return first_other(views, compared, common_call(views, compared)) >= 0 ||
+           (whole && sum_pieces(views, compared).sum != 0);
+}
+
+static bool find_in_group(const LedgerViews *views, uint64_t id, Compared *compared)
+{
+    int *at = calloc((size_t)views->ranks, sizeof(int));
+    CHECK_RULE(at != NULL);
+    bool found = false;
+    for (uint64_t number = 1; !found && line_up(views, id, &number, at, compared); number++)
+        found = differs(views, compared, id);
+    free(at);
+    return found;
+}
+
+static void blame_call(const LedgerViews *views, const Compared *compared, int rank,
+                       const LedgerCall *common, LedgerVerdict *verdict)
+{
+    bool *others = calloc((size_t)views->ranks, sizeof(bool));
+    CHECK_RULE(others != NULL);
+    for (int peer = 0; peer < views->ranks; peer++)
+        others[peer] = compared->call[peer] && same_call(compared->call[peer], common);
+    char *what = verdict->what;
+    size_t bytes = sizeof(verdict->what);
+    ledger_append(what, bytes, "rank %d makes another call than ", rank);
+    ledger_describe_ranks(others, views->ranks, what, bytes);
+    ledger_append(what, bytes, ": collective %llu of %s is ", (unsigned long long)common->number,
+                  ledger_any_group_of(views, common->group_id)->name);
+    ledger_describe_what(compared->call[rank], what, bytes);
+    ledger_append(what, bytes, " there (");
+    ledger_describe_where(compared->call[rank], what, bytes);
+    ledger_append(what, bytes, "), but ");
+    ledger_describe_what(common, what, bytes);
+    ledger_append(what, bytes, " elsewhere (");
+    ledger_describe_where(common, what, bytes);
+    ledger_append(what, bytes, ")");
+    free(others);
+}
+
+static int rank_of_member(const LedgerViews *views, uint64_t id, int member)
+{
+    for (int rank = 0; rank < views->ranks; rank++) {
+        const LedgerGroup *group = ledger_group_of(&views->of_rank[rank], id);
+        if (group && group->rank == member)
+            return rank;
+    }
+    return 0;
+}
+
+// Every wrong piece adds its difference d to `sum`, and (sender + 1) d to `by_sender`: when all
+// have one sender s, by_sender is (s + 1) sum. So with receivers.
+static int blame_pieces(const LedgerViews *views, const Compared *compared, uint64_t id,
+                        LedgerVerdict *verdict)
+{
+    CallPieces pieces = sum_pieces(views, compared);
+    int sender = -1, receiver = -1, members = compared->members;
+    for (int member = 0; member < members; member++) {
+        if (pieces.by_sender == ((uint64_t)member + 1) * pieces.sum)
+            sender = rank_of_member(views, id, member);
+        if (pieces.by_receiver == ((uint64_t)member + 1) * pieces.sum)
+            receiver = rank_of_member(views, id, member);
+    }
+    char call[LEDGER_TEXT_BYTES] = "";
+    ledger_describe_call(views, common_call(views, compared), call, sizeof(call));
+    if (sender >= 0 && receiver >= 0)
+        ledger_append(verdict->what, sizeof(verdict->what),
+                      "rank %d sends to rank %d another number of bytes than that expects, in %s",
+                      sender, receiver, call);
+    else if (sender >= 0)
+        ledger_append(verdict->what, sizeof(verdict->what),
+                      "rank %d sends other numbers of bytes than the others expect, in %s", sender,
+                      call);
+    else if (receiver >= 0)
+        ledger_append(verdict->what, sizeof(verdict->what),
+                      "rank %d expects other numbers of bytes than the others send, in %s",
+                      receiver, call);
+    else
+        ledger_append(verdict->what, sizeof(verdict->what),
+                      "what several ranks send is not what others expect, in %s", call);
+    return sender >= 0 ? sender : receiver >= 0 ? receiver : 0;
+}
+
+static const char *const MISMATCH_FIX =
+    "let every rank make the same collectives in the same order with the same sizes: the spans say "
+    "where to look";
+
+// The largest number whose hash all members of the group still have; 0: none, or somebody is
+// silent.
+static uint64_t common_number(const LedgerViews *views, uint64_t id, const LedgerGroup *first)
+{
+    uint64_t best = 0;
+    for (int i = 0; i < CALL_POINTS; i++) {
+        int have = 0;
+        for (int rank = 0; rank < views->ranks; rank++) {
+            const LedgerGroup *group = ledger_group_of(&views->of_rank[rank], id);
+            bool found = false;
+            for (int j = 0; group && j < CALL_POINTS; j++)
+                found = found || group->point[j].number == first->point[i].number;
+            have += found;
+        }
+        if (have == first->ranks && first->point[i].number > best)
+            best = first->point[i].number;
+    }
+    return best;
+}
+
+static const CallPoint *point_of(const LedgerGroup *group, uint64_t number)
+{
+    int i = 0;
+    while (group->point[i].number != number)
+        i++;
+    return &group->point[i];
+}
+
+// The lowest rank whose hash is not that of the group's first member, -1 if there is none. A sum of
+// pieces that is not 0 is nobody's in particular: the first member's.
+static int odd_hash(const LedgerViews *views, uint64_t id, const LedgerGroup *first)
+{
+    uint64_t number = common_number(views, id, first), balance = 0;
+    int odd = -1, first_rank = -1;
+    for (int rank = 0; number > 0 && rank < views->ranks; rank++) {
+        const LedgerGroup *group = ledger_group_of(&views->of_rank[rank], id);
+        if (!group)
+            continue;
+        first_rank = first_rank < 0 ? rank : first_rank;
+        balance += point_of(group, number)->balance;
+        if (odd < 0 && point_of(group, number)->chain != point_of(first, number)->chain)
+            odd = rank;
+    }
+    return odd < 0 && balance != 0 ? first_rank : odd;
+}
+
+static int find_odd_hash(const LedgerViews *views, const LedgerGroup **where)
+{
+    for (int rank = 0; rank < views->ranks; rank++) {
+        const LedgerView *view = &views->of_rank[rank];
+        for (int i = 0; view->known && i < view->state.groups; i++) {
+            const LedgerGroup *group = &view->state.group[i];
+            int odd = ledger_is_first_member(views, rank, group->id)
+                          ? odd_hash(views, group->id, group)
+                          : -1;
+            *where = group;
+            if (odd >= 0)
+                return odd;
+        }
+    }
+    return -1;
+}
+
+bool ledger_hashes_differ(const LedgerViews *views)
+{
+    const LedgerGroup *where;
+    return find_odd_hash(views, &where) >= 0;
+}
+
+static bool find_by_hash(const LedgerViews *views, LedgerVerdict *verdict)
+{
+    const LedgerGroup *group;
+    int rank = find_odd_hash(views, &group);
+    if (rank < 0)
+        return false;
+    ledger_append(
+        verdict->what, sizeof(verdict->what),
+        "the calls of %s up to collective %llu are not the same on all its ranks, first on rank "
+        "%d; which one differs is no longer remembered",
+        group->name, (unsigned long long)common_number(views, group->id, group), rank);
+    ledger_finish_verdict(views, rank, &views->of_rank[rank].state.last, verdict);
+    return true;
+}
+
+bool ledger_find_mismatch(const LedgerViews *views, LedgerVerdict *verdict)
+{
+    *verdict = (LedgerVerdict){.rank = -1};
+    snprintf(verdict->fix, sizeof(verdict->fix), "%s", MISMATCH_FIX);
+    size_t ranks = (size_t)views->ranks;
+    const LedgerCall **room = calloc(2 * ranks, sizeof(*room));
+    CHECK_RULE(room != NULL);
+    Compared earliest = {.call = room, .sequence = UINT64_MAX}, trial = {.call = room + ranks};
+    for (int rank = 0; rank < views->ranks; rank++) {
+        const LedgerView *view = &views->of_rank[rank];
+        for (int i = 0; view->known && i < view->state.groups; i++) {
+            uint64_t id = view->state.group[i].id;
+            if (!ledger_is_first_member(views, rank, id) || !find_in_group(views, id, &trial) ||
+                trial.sequence >= earliest.sequence)
+                continue;
+            memcpy(earliest.call, trial.call, ranks * sizeof(*room));
+            earliest.sequence = trial.sequence;
+            earliest.members = trial.members;
+        }
+    }
+    bool found = earliest.sequence != UINT64_MAX;
+    if (found) {
+        const LedgerCall *common = common_call(views, &earliest);
+        int odd = first_other(views, &earliest, common);
+        if (odd >= 0)
+            blame_call(views, &earliest, odd, common, verdict);
+        else
+            odd = blame_pieces(views, &earliest, common->group_id, verdict);
+        ledger_finish_verdict(views, odd, earliest.call[odd], verdict);
+    }
+    free(room);
+    return found || find_by_hash(views, verdict);
+}

@@ -1,0 +1,217 @@
+// ledger_stall.c -- finding who keeps the others waiting, or is gone.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "parallel/ledger_words.h"
+
+static bool is_waiting(const LedgerView *view)
+{
+    return view->known && view->state.waiting.sequence > 0 && view->state.reached;
+}
+
+static bool is_silent(const LedgerViews *views, const LedgerView *view)
+{
+    return view->lost || view->heard_s >= views->limit_s;
+}
+
+// A rank that keeps others waiting in `call`: one that has not come to it, else one that is silent;
+// -1 if there is none.
+static int find_debtor(const LedgerViews *views, const LedgerCall *call)
+{
+    int members = 0, silent = -1, unknown = -1;
+    for (int rank = 0; rank < views->ranks; rank++) {
+        const LedgerView *view = &views->of_rank[rank];
+        const LedgerGroup *group = ledger_group_of(view, call->group_id);
+        if (group && group->arrived < call->number)
+            return rank;
+        members += group != NULL;
+        if (silent < 0 && group && is_silent(views, view))
+            silent = rank;
+        if (unknown < 0 && !view->known && is_silent(views, view))
+            unknown = rank;
+    }
+    const LedgerGroup *group = ledger_any_group_of(views, call->group_id);
+    return silent >= 0 ? silent : group && members < group->ranks ? unknown : -1;
+}
+
+static const LedgerCall *step_of(const LedgerView *view, uint64_t sequence)
+{
+    uint64_t begin = view->entry_count > 0 ? view->entries[0].sequence : UINT64_MAX;
+    bool there = sequence >= begin && sequence < begin + (uint64_t)view->entry_count;
+    return there ? &view->entries[sequence - begin] : NULL;
+}
+
+// 1: the same operation of a group of the same name, -1: another, 0: one of the ranks does not say.
+static int compare_steps(const LedgerViews *views, int a, int b, uint64_t sequence)
+{
+    const LedgerCall *one = step_of(&views->of_rank[a], sequence);
+    const LedgerCall *two = step_of(&views->of_rank[b], sequence);
+    if (!one || !two)
+        return 0;
+    const LedgerGroup *group_one = ledger_group_of(&views->of_rank[a], one->group_id);
+    const LedgerGroup *group_two = ledger_group_of(&views->of_rank[b], two->group_id);
+    bool named_alike = group_one && group_two ? strcmp(group_one->name, group_two->name) == 0
+                                              : !group_one == !group_two;
+    return named_alike && one->op == two->op && one->detail == two->detail ? 1 : -1;
+}
+
+// All ranks run one program: the first call, in their own count, at which some are in another
+// group's or operation's than most. Tells who went another way when ranks wait for each other in a
+// ring. -1 if unknown.
+static int odd_in_sequence(const LedgerViews *views)
+{
+    uint64_t first = 0, last = UINT64_MAX;
+    for (int rank = 0; rank < views->ranks; rank++) {
+        const LedgerView *view = &views->of_rank[rank];
+        if (view->entry_count == 0)
+            continue;
+        uint64_t begin = view->entries[0].sequence;
+        uint64_t end = view->entries[view->entry_count - 1].sequence;
+        first = begin > first ? begin : first;
+        last = end < last ? end : last;
+    }
+    for (uint64_t sequence = first; sequence <= last && last < UINT64_MAX; sequence++) {
+        int best = 0, odd = -1;
+        for (int rank = 0; rank < views->ranks; rank++) {
+            int same = 0, other = -1;
+            for (int peer = 0; peer < views->ranks; peer++) {
+                int alike = compare_steps(views, rank, peer, sequence);
+                same += alike > 0;
+                other = other < 0 && alike < 0 ? peer : other;
+            }
+            if (same > best) {
+                best = same;
+                odd = other;
+            }
+        }
+        if (odd >= 0)
+            return sequence > first ? odd : -1;
+    }
+    return -1;
+}
+
+// Who keeps `waiting` from going on: goes from debtor to debtor until one waits for nobody, or is
+// met again. -1: all ranks of the call are in it.
+static int find_culprit(const LedgerViews *views, int waiting)
+{
+    bool *met = calloc((size_t)views->ranks, sizeof(bool));
+    CHECK_RULE(met != NULL);
+    int rank = waiting, culprit = -1;
+    for (bool more = true; more;) {
+        met[rank] = true;
+        int debtor = find_debtor(views, &views->of_rank[rank].state.waiting);
+        bool ring = debtor >= 0 && met[debtor];
+        more = debtor >= 0 && !ring && is_waiting(&views->of_rank[debtor]) &&
+               !is_silent(views, &views->of_rank[debtor]);
+        int odd = ring ? odd_in_sequence(views) : -1;
+        culprit = odd >= 0 ? odd : debtor >= 0 ? debtor : culprit;
+        rank = debtor;
+    }
+    free(met);
+    return culprit;
+}
+
+// Why the culprit does not come; false: it is at work, and may be for longer than that.
+static bool describe_culprit(const LedgerViews *views, int rank, double waited_s, char *text,
+                             size_t bytes)
+{
+    const LedgerView *view = &views->of_rank[rank];
+    double idle_s = view->state.idle_s + view->heard_s;
+    const LedgerCall *waiting = &view->state.waiting;
+    if (view->lost)
+        ledger_append(text, bytes, "its process is gone");
+    else if (is_silent(views, view))
+        ledger_append(
+            text, bytes,
+            "nothing has been heard of it for %.1f s (it is stopped, or its host cut off)",
+            view->heard_s);
+    else if (waiting->sequence) {
+        ledger_append(text, bytes, view->state.reached ? "it waits in " : "its stream is before ");
+        ledger_describe_call(views, waiting, text, bytes);
+    } else if (idle_s >= views->limit_s)
+        ledger_append(text, bytes, "it has done nothing for %.1f s", idle_s);
+    else if (waited_s >= views->patience_s)
+        ledger_append(text, bytes, "it goes on computing");
+    else
+        return false;
+    if (view->known && view->state.last.sequence && !waiting->sequence) {
+        ledger_append(text, bytes, " after ");
+        ledger_describe_call(views, &view->state.last, text, bytes);
+    }
+    return true;
+}
+
+static bool judge_waiting(const LedgerViews *views, int rank, LedgerVerdict *verdict)
+{
+    const LedgerView *view = &views->of_rank[rank];
+    double waited_s = view->state.waiting_s + view->heard_s;
+    if (!is_waiting(view) || is_silent(views, view) || waited_s < views->limit_s)
+        return false;
+    int culprit = find_culprit(views, rank);
+    char call[LEDGER_TEXT_BYTES] = "", why[LEDGER_TEXT_BYTES] = "";
+    char *what = verdict->what;
+    if (culprit < 0) {
+        if (waited_s < views->patience_s)
+            return false;
+        ledger_describe_call(views, &view->state.waiting, what, sizeof(verdict->what));
+        ledger_append(what, sizeof(verdict->what),
+                      " has not ended for %.1f s: all its ranks are in it", waited_s);
+        ledger_finish_verdict(views, rank, &view->state.waiting, verdict);
+        return true;
+    }
+    if (!describe_culprit(views, culprit, waited_s, why, sizeof(why)))
+        return false;
+    ledger_describe_call(views, &view->state.waiting, call, sizeof(call));
+    ledger_append(what, sizeof(verdict->what), "rank %d (%s) has not come to %s for %.1f s: %s",
+                  culprit, views->of_rank[culprit].host, call, waited_s, why);
+    ledger_finish_verdict(views, culprit, &view->state.waiting, verdict);
+    return true;
+}
+
+bool ledger_find_stall(const LedgerViews *views, LedgerVerdict *verdict)
+{
+    *verdict = (LedgerVerdict){.rank = -1};
+    snprintf(verdict->fix, sizeof(verdict->fix),
+             "look at what that rank does there; --watchdog_s allows more time");
+    for (int rank = 0; rank < views->ranks; rank++)
+        if (judge_waiting(views, rank, verdict))
+            return true;
+    return false;
+}
+
+// The call in which a rank waits for `lost`, else the last one that is known of it.
+static const LedgerCall *missed_call(const LedgerViews *views, int lost)
+{
+    for (int rank = 0; rank < views->ranks; rank++) {
+        const LedgerView *view = &views->of_rank[rank];
+        if (rank != lost && is_waiting(view) &&
+            ledger_group_of(&views->of_rank[lost], view->state.waiting.group_id))
+            return &view->state.waiting;
+    }
+    return &views->of_rank[lost].state.last;
+}
+
+bool ledger_find_lost(const LedgerViews *views, LedgerVerdict *verdict)
+{
+    *verdict = (LedgerVerdict){.rank = -1};
+    int lost = 0;
+    while (lost < views->ranks && !views->of_rank[lost].lost)
+        lost++;
+    if (lost == views->ranks)
+        return false;
+    const LedgerView *view = &views->of_rank[lost];
+    const LedgerCall *call = missed_call(views, lost);
+    snprintf(verdict->fix, sizeof(verdict->fix),
+             "see the launcher's message about how it ended, and the log of that host");
+    ledger_append(verdict->what, sizeof(verdict->what), "rank %d (%s) is gone without a word, ",
+                  lost, view->host);
+    ledger_append(verdict->what, sizeof(verdict->what),
+                  call == &view->state.last ? "last heard of at " : "needed in ");
+    if (call->sequence)
+        ledger_describe_call(views, call, verdict->what, sizeof(verdict->what));
+    else
+        ledger_append(verdict->what, sizeof(verdict->what), "the start");
+    ledger_finish_verdict(views, lost, call, verdict);
+    return true;
+}
