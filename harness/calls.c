@@ -86,14 +86,17 @@ static uint64_t hash_piece(int sender, int receiver, uint64_t bytes)
     return mix(mix((uint64_t)sender + 1, (uint64_t)receiver + 1), bytes);
 }
 
+static void add_piece(CallPieces *pieces, int rank, int other, uint64_t difference)
+{
+    pieces->sum += difference;
+    pieces->ends += difference * (uint64_t)(rank + other);
+    pieces->product += difference * (uint64_t)rank * (uint64_t)other;
+}
+
 void call_piece(Call *call, int rank, int other, uint64_t send_bytes, uint64_t receive_bytes)
 {
-    uint64_t sent = hash_piece(rank, other, send_bytes);
     uint64_t expected = hash_piece(other, rank, receive_bytes);
-    uint64_t own = (uint64_t)rank + 1, others = (uint64_t)other + 1;
-    call->pieces.sum += sent - expected;
-    call->pieces.by_sender += own * sent - others * expected;
-    call->pieces.by_receiver += others * sent - own * expected;
+    add_piece(&call->pieces, rank, other, hash_piece(rank, other, send_bytes) - expected);
 }
 
 // ---- groups ----
@@ -248,9 +251,11 @@ static bool plant_fault(Calls *calls, const CallGroup *group, Call *call)
     case CALL_FAULT_OTHER:
         return false;
     case CALL_FAULT_COUNT: // less, so that no buffer is too small
-        call->count = call->count > 0 ? call->count / 2 : 1;
-        call->pieces.sum++;
-        call->pieces.by_sender += (uint64_t)group->rank + 1;
+        if (call->op != CALL_ALL_TO_ALL_V && call->op != CALL_GATHER_PIECES)
+            call->count = call->count > 0 ? call->count / 2 : 1;
+        for (int other = 0; other < group->ranks; other++)
+            if (other != group->rank)
+                add_piece(&call->pieces, group->rank, other, (uint64_t)other + 1);
         return true;
     case CALL_FAULT_DTYPE:
         call->dtype = other_dtype(call->dtype);

@@ -50,10 +50,10 @@ typedef enum CallFault {
     CALL_FAULTS,
 } CallFault;
 
-// The sums over pieces: all, weighted by sender + 1, weighted by receiver + 1. The weights tell
-// whose pieces are wrong.
+// The sums over pieces of d, d (s + r) and d s r, where d is the hash and s and r are the ranks of
+// sender and receiver in the group: they tell who has a part in every wrong piece.
 typedef struct CallPieces {
-    uint64_t sum, by_sender, by_receiver;
+    uint64_t sum, ends, product;
 } CallPieces;
 
 // One collective, as every rank of the group must make it. calls_enter may change op, count or

@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MESSAGE_BYTES = 4096, WHAT_BYTES = 1536 };
+enum { MESSAGE_BYTES = 4096, WHAT_BYTES = 1536, OTHERS_BYTES = 768 };
 
 typedef struct Message {
     char text[MESSAGE_BYTES];
@@ -162,11 +162,21 @@ bool error_prefix(Error *error, const char *format, ...)
     return false;
 }
 
+// Whether this rank is the one to say what is wrong with the job.
+static bool may_speak(char *others, size_t bytes)
+{
+    others[0] = '\0';
+    return !context.may_speak || context.may_speak(others, bytes);
+}
+
 void check_print(const char *file, int line, const char *fix, const char *what_format, ...)
 {
+    char others[OTHERS_BYTES];
+    if (!may_speak(others, sizeof(others)))
+        return;
     va_list arguments;
     va_start(arguments, what_format);
-    const Origin origin = {&context, file, line, fix, ""};
+    const Origin origin = {&context, file, line, fix, others};
     print_error(&origin, what_format, arguments);
     va_end(arguments);
 }
@@ -190,8 +200,8 @@ void check_phase(const char *phase)
 void check_failed(const char *file, int line, int exit_code, const char *fix,
                   const char *what_format, ...)
 {
-    char others[WHAT_BYTES / 2] = "";
-    if (!context.may_speak || context.may_speak(others, sizeof(others))) {
+    char others[OTHERS_BYTES];
+    if (may_speak(others, sizeof(others))) {
         va_list arguments;
         va_start(arguments, what_format);
         const Origin origin = {&context, file, line, fix, others};
@@ -206,7 +216,8 @@ void check_failed(const char *file, int line, int exit_code, const char *fix,
 void check_all_failed(const char *file, int line, int exit_code, const char *fix,
                       const char *what_format, ...)
 {
-    if (context.rank == 0) {
+    char others[OTHERS_BYTES];
+    if (context.rank == 0 && may_speak(others, sizeof(others))) {
         va_list arguments;
         va_start(arguments, what_format);
         const Origin origin = {&context, file, line, fix, ""};

@@ -62,9 +62,9 @@ typedef struct CheckContext {
     char reproduce[1024];             // the one command that reproduces this run, "" if unknown
     void (*abort_job)(int exit_code); // takes every rank down; NULL before run_create
     void (*leave_together)(int exit_code); // ordered exit of all ranks; NULL before run_create
-    // Asked by check_failed before it prints, since its failure may be what another rank's mistake
-    // led to. False: somebody else speaks for the job. `others` is what they are doing, "" if
-    // unknown. NULL when nobody watches the job.
+    // Asked before an error is printed, since it may be what another rank's mistake has led to.
+    // False: somebody else speaks for the job. `others` is what they are doing, "" if unknown. NULL
+    // when nobody watches the job.
     bool (*may_speak)(char *others, size_t bytes);
     const struct Run *run; // what the three are about; NULL before run_create
 } CheckContext;

@@ -165,9 +165,13 @@ static void conclude(Ledger *ledger)
     LedgerVerdict verdict;
     look_at_self(ledger);
     LedgerViews views = look(ledger);
-    if (ledger_find_mismatch(&views, &verdict) || ledger_find_lost(&views, &verdict) ||
-        ledger_find_stall(&views, &verdict))
+    if (ledger_find_mismatch(&views, &verdict) || ledger_find_lost(&views, &verdict))
         report(ledger, &verdict);
+    if (ledger_find_stall(&views, &verdict)) {
+        LedgerVerdict parting;
+        bool parted = verdict.ring && ledger_find_parting(&views, &parting);
+        report(ledger, parted ? &parting : &verdict);
+    }
     ledger->inquiring = false;
     for (int rank = 0; rank < ledger->ranks; rank++) {
         free(ledger->views[rank].entries);
@@ -215,8 +219,10 @@ static bool any_lost(const LedgerViews *views)
 
 void ledger_hub_turn(Ledger *ledger)
 {
-    if (ledger->spoken)
+    if (ledger->spoken) {
+        ledger->quiet = ledger->done;
         return;
+    }
     LedgerViews views = look(ledger);
     bool pulse = ledger->now_s >= ledger->next_pulse_s;
     if (pulse) {

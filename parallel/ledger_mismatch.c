@@ -9,17 +9,21 @@
 
 #include "parallel/ledger_words.h"
 
-static bool same_call(const LedgerCall *a, const LedgerCall *b)
-{
-    return a->op == b->op && a->dtype == b->dtype && a->count == b->count && a->detail == b->detail;
-}
-
 // One call of one group, as its members made it.
 typedef struct Compared {
     const LedgerCall **call; // [ranks], NULL: no member, or it has not told
     int members;
     uint64_t sequence; // of the first member's
+    bool strictly;     // phase and span count
 } Compared;
+
+static bool same_call(const Compared *compared, const LedgerCall *a, const LedgerCall *b)
+{
+    bool same =
+        a->op == b->op && a->dtype == b->dtype && a->count == b->count && a->detail == b->detail;
+    return same && (!compared->strictly ||
+                    (strcmp(a->phase, b->phase) == 0 && strcmp(a->span, b->span) == 0));
+}
 
 // The first entry of the group from number on; `at` remembers where.
 static const LedgerCall *seek(const LedgerView *view, uint64_t id, uint64_t number, int *at)
@@ -65,7 +69,8 @@ static const LedgerCall *common_call(const LedgerViews *views, const Compared *c
     for (int rank = 0; rank < views->ranks; rank++) {
         int count = 0;
         for (int peer = 0; compared->call[rank] && peer < views->ranks; peer++)
-            count += compared->call[peer] && same_call(compared->call[rank], compared->call[peer]);
+            count += compared->call[peer] &&
+                     same_call(compared, compared->call[rank], compared->call[peer]);
         if (count > best_count) {
             best = compared->call[rank];
             best_count = count;
@@ -77,7 +82,7 @@ static const LedgerCall *common_call(const LedgerViews *views, const Compared *c
 static int first_other(const LedgerViews *views, const Compared *compared, const LedgerCall *common)
 {
     for (int rank = 0; rank < views->ranks; rank++)
-        if (compared->call[rank] && !same_call(compared->call[rank], common))
+        if (compared->call[rank] && !same_call(compared, compared->call[rank], common))
             return rank;
     return -1;
 }
@@ -90,8 +95,8 @@ static CallPieces sum_pieces(const LedgerViews *views, const Compared *compared)
         if (!call)
             continue;
         sum.sum += call->pieces.sum;
-        sum.by_sender += call->pieces.by_sender;
-        sum.by_receiver += call->pieces.by_receiver;
+        sum.ends += call->pieces.ends;
+        sum.product += call->pieces.product;
     }
     return sum;
 }
@@ -120,7 +125,7 @@ static void blame_call(const LedgerViews *views, const Compared *compared, int r
     bool *others = calloc((size_t)views->ranks, sizeof(bool));
     CHECK_RULE(others != NULL);
     for (int peer = 0; peer < views->ranks; peer++)
-        others[peer] = compared->call[peer] && same_call(compared->call[peer], common);
+        others[peer] = compared->call[peer] && same_call(compared, compared->call[peer], common);
     char *what = verdict->what;
     size_t bytes = sizeof(verdict->what);
     ledger_append(what, bytes, "rank %d makes another call than ", rank);
@@ -148,37 +153,34 @@ static int rank_of_member(const LedgerViews *views, uint64_t id, int member)
     return 0;
 }
 
-// Every wrong piece adds its difference d to `sum`, and (sender + 1) d to `by_sender`: when all
-// have one sender s, by_sender is (s + 1) sum. So with receivers.
+// Every wrong piece adds its difference d, d (s + r) and d s r. The sum of d (s - m) (r - m) is 0
+// for a member m that has a part in each of them, and for nobody else but by chance. Where only two
+// ranks disagree both are such, and the lower one's word counts.
 static int blame_pieces(const LedgerViews *views, const Compared *compared, uint64_t id,
                         LedgerVerdict *verdict)
 {
     CallPieces pieces = sum_pieces(views, compared);
-    int sender = -1, receiver = -1, members = compared->members;
-    for (int member = 0; member < members; member++) {
-        if (pieces.by_sender == ((uint64_t)member + 1) * pieces.sum)
-            sender = rank_of_member(views, id, member);
-        if (pieces.by_receiver == ((uint64_t)member + 1) * pieces.sum)
-            receiver = rank_of_member(views, id, member);
+    int rank = -1, other = -1;
+    for (int i = 0; i < compared->members; i++) {
+        uint64_t m = (uint64_t)i;
+        if (pieces.product - m * pieces.ends + m * m * pieces.sum != 0)
+            continue;
+        other = rank;
+        rank = rank_of_member(views, id, i);
     }
-    char call[LEDGER_TEXT_BYTES] = "";
-    ledger_describe_call(views, common_call(views, compared), call, sizeof(call));
-    if (sender >= 0 && receiver >= 0)
-        ledger_append(verdict->what, sizeof(verdict->what),
-                      "rank %d sends to rank %d another number of bytes than that expects, in %s",
-                      sender, receiver, call);
-    else if (sender >= 0)
-        ledger_append(verdict->what, sizeof(verdict->what),
-                      "rank %d sends other numbers of bytes than the others expect, in %s", sender,
-                      call);
-    else if (receiver >= 0)
-        ledger_append(verdict->what, sizeof(verdict->what),
-                      "rank %d expects other numbers of bytes than the others send, in %s",
-                      receiver, call);
+    char *what = verdict->what;
+    size_t bytes = sizeof(verdict->what);
+    if (rank < 0)
+        ledger_append(what, bytes, "what several ranks send is not what others expect");
+    else if (other < 0)
+        ledger_append(what, bytes, "rank %d and the others do not send what is expected", rank);
     else
-        ledger_append(verdict->what, sizeof(verdict->what),
-                      "what several ranks send is not what others expect, in %s", call);
-    return sender >= 0 ? sender : receiver >= 0 ? receiver : 0;
+        ledger_append(what, bytes, "rank %d and rank %d do not send what the other expects", rank,
+                      other);
+    ledger_append(what, bytes, ", in ");
+    rank = rank < 0 ? 0 : rank;
+    ledger_describe_call(views, compared->call[rank], what, bytes);
+    return rank;
 }
 
 static const char *const MISMATCH_FIX =
@@ -237,9 +239,7 @@ static int find_odd_hash(const LedgerViews *views, const LedgerGroup **where)
         const LedgerView *view = &views->of_rank[rank];
         for (int i = 0; view->known && i < view->state.groups; i++) {
             const LedgerGroup *group = &view->state.group[i];
-            int odd = ledger_is_first_member(views, rank, group->id)
-                          ? odd_hash(views, group->id, group)
-                          : -1;
+            int odd = group->rank == 0 ? odd_hash(views, group->id, group) : -1;
             *where = group;
             if (odd >= 0)
                 return odd;
@@ -269,27 +269,38 @@ static bool find_by_hash(const LedgerViews *views, LedgerVerdict *verdict)
     return true;
 }
 
-bool ledger_find_mismatch(const LedgerViews *views, LedgerVerdict *verdict)
+// The earliest call that differs; earliest->call has room for [ranks]. False: there is none.
+static bool find_earliest(const LedgerViews *views, Compared *earliest)
 {
-    *verdict = (LedgerVerdict){.rank = -1};
-    snprintf(verdict->fix, sizeof(verdict->fix), "%s", MISMATCH_FIX);
-    size_t ranks = (size_t)views->ranks;
-    const LedgerCall **room = calloc(2 * ranks, sizeof(*room));
-    CHECK_RULE(room != NULL);
-    Compared earliest = {.call = room, .sequence = UINT64_MAX}, trial = {.call = room + ranks};
+    Compared trial = *earliest;
+    size_t bytes = (size_t)views->ranks * sizeof(*trial.call);
+    trial.call = malloc(bytes);
+    CHECK_RULE(trial.call != NULL);
+    earliest->sequence = UINT64_MAX;
     for (int rank = 0; rank < views->ranks; rank++) {
         const LedgerView *view = &views->of_rank[rank];
         for (int i = 0; view->known && i < view->state.groups; i++) {
             uint64_t id = view->state.group[i].id;
             if (!ledger_is_first_member(views, rank, id) || !find_in_group(views, id, &trial) ||
-                trial.sequence >= earliest.sequence)
+                trial.sequence >= earliest->sequence)
                 continue;
-            memcpy(earliest.call, trial.call, ranks * sizeof(*room));
-            earliest.sequence = trial.sequence;
-            earliest.members = trial.members;
+            memcpy(earliest->call, trial.call, bytes);
+            earliest->sequence = trial.sequence;
+            earliest->members = trial.members;
         }
     }
-    bool found = earliest.sequence != UINT64_MAX;
+    free(trial.call);
+    return earliest->sequence != UINT64_MAX;
+}
+
+static bool find_and_blame(const LedgerViews *views, bool strictly, LedgerVerdict *verdict)
+{
+    *verdict = (LedgerVerdict){.rank = -1};
+    snprintf(verdict->fix, sizeof(verdict->fix), "%s", MISMATCH_FIX);
+    Compared earliest = {.strictly = strictly};
+    earliest.call = calloc((size_t)views->ranks, sizeof(*earliest.call));
+    CHECK_RULE(earliest.call != NULL);
+    bool found = find_earliest(views, &earliest);
     if (found) {
         const LedgerCall *common = common_call(views, &earliest);
         int odd = first_other(views, &earliest, common);
@@ -299,6 +310,18 @@ bool ledger_find_mismatch(const LedgerViews *views, LedgerVerdict *verdict)
             odd = blame_pieces(views, &earliest, common->group_id, verdict);
         ledger_finish_verdict(views, odd, earliest.call[odd], verdict);
     }
-    free(room);
-    return found || find_by_hash(views, verdict);
+    free(earliest.call);
+    return found;
+}
+
+bool ledger_find_parting(const LedgerViews *views, LedgerVerdict *verdict)
+{
+    return find_and_blame(views, true, verdict);
+}
+
+bool ledger_find_mismatch(const LedgerViews *views, LedgerVerdict *verdict)
+{
+    if (find_and_blame(views, false, verdict))
+        return ledger_find_parting(views, verdict);
+    return find_by_hash(views, verdict);
 }

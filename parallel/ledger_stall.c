@@ -93,7 +93,7 @@ static int odd_in_sequence(const LedgerViews *views)
 
 // Who keeps `waiting` from going on: goes from debtor to debtor until one waits for nobody, or is
 // met again. -1: all ranks of the call are in it.
-static int find_culprit(const LedgerViews *views, int waiting)
+static int find_culprit(const LedgerViews *views, int waiting, bool *ring)
 {
     bool *met = calloc((size_t)views->ranks, sizeof(bool));
     CHECK_RULE(met != NULL);
@@ -101,10 +101,10 @@ static int find_culprit(const LedgerViews *views, int waiting)
     for (bool more = true; more;) {
         met[rank] = true;
         int debtor = find_debtor(views, &views->of_rank[rank].state.waiting);
-        bool ring = debtor >= 0 && met[debtor];
-        more = debtor >= 0 && !ring && is_waiting(&views->of_rank[debtor]) &&
+        *ring = debtor >= 0 && met[debtor];
+        more = debtor >= 0 && !*ring && is_waiting(&views->of_rank[debtor]) &&
                !is_silent(views, &views->of_rank[debtor]);
-        int odd = ring ? odd_in_sequence(views) : -1;
+        int odd = *ring ? odd_in_sequence(views) : -1;
         culprit = odd >= 0 ? odd : debtor >= 0 ? debtor : culprit;
         rank = debtor;
     }
@@ -148,7 +148,7 @@ static bool judge_waiting(const LedgerViews *views, int rank, LedgerVerdict *ver
     double waited_s = view->state.waiting_s + view->heard_s;
     if (!is_waiting(view) || is_silent(views, view) || waited_s < views->limit_s)
         return false;
-    int culprit = find_culprit(views, rank);
+    int culprit = find_culprit(views, rank, &verdict->ring);
     char call[LEDGER_TEXT_BYTES] = "", why[LEDGER_TEXT_BYTES] = "";
     char *what = verdict->what;
     if (culprit < 0) {
@@ -180,13 +180,24 @@ bool ledger_find_stall(const LedgerViews *views, LedgerVerdict *verdict)
     return false;
 }
 
-// The call in which a rank waits for `lost`, else the last one that is known of it.
+// True for a member; and for a rank of which nothing is known, when members are missing.
+static bool may_be_member(const LedgerViews *views, int rank, uint64_t id)
+{
+    int members = 0;
+    for (int peer = 0; peer < views->ranks; peer++)
+        members += ledger_group_of(&views->of_rank[peer], id) != NULL;
+    const LedgerView *view = &views->of_rank[rank];
+    return view->known ? ledger_group_of(view, id) != NULL
+                       : members < ledger_any_group_of(views, id)->ranks;
+}
+
+// A call in which a rank waits, and `lost` is of that group; else the last one that is known of it.
 static const LedgerCall *missed_call(const LedgerViews *views, int lost)
 {
     for (int rank = 0; rank < views->ranks; rank++) {
         const LedgerView *view = &views->of_rank[rank];
         if (rank != lost && is_waiting(view) &&
-            ledger_group_of(&views->of_rank[lost], view->state.waiting.group_id))
+            may_be_member(views, lost, view->state.waiting.group_id))
             return &view->state.waiting;
     }
     return &views->of_rank[lost].state.last;

@@ -22,7 +22,8 @@ typedef struct LedgerViews {
 } LedgerViews;
 
 typedef struct LedgerVerdict {
-    int rank; // whose fault it is
+    int rank;  // whose fault it is
+    bool ring; // a stall in which ranks wait for each other
     char what[1400], fix[200];
     char span[CALL_SPAN_BYTES]; // where it happened
 } LedgerVerdict;
@@ -32,8 +33,11 @@ typedef struct LedgerVerdict {
 // Whether the hashes of some group disagree: then the entries are worth asking for.
 bool ledger_hashes_differ(const LedgerViews *views);
 // The first call, in the order of a rank's calls, that is not the same on all members of its group.
-// Without entries only whose hash differs.
+// When none is remembered, whose hash differs.
 bool ledger_find_mismatch(const LedgerViews *views, LedgerVerdict *verdict);
+// The same where phase and span count too. They need not agree, but once something is known to be
+// wrong they tell where ranks parted that went on with calls of the same sizes for a while.
+bool ledger_find_parting(const LedgerViews *views, LedgerVerdict *verdict);
 bool ledger_find_lost(const LedgerViews *views, LedgerVerdict *verdict);
 bool ledger_find_stall(const LedgerViews *views, LedgerVerdict *verdict);
 // What ranks wait in: "ranks 0, 2-3 wait in collective 17 of ep (...)"; "" when nobody waits.

@@ -44,12 +44,14 @@ bool ledger_is_first_member(const LedgerViews *views, int rank, uint64_t id)
 void ledger_describe_what(const LedgerCall *call, char *text, size_t bytes)
 {
     CallOp op = (CallOp)call->op;
+    const char *type = dtype_row((DType)call->dtype)->name;
     ledger_append(text, bytes, "%s", call_op_name(op));
-    if (call->count > 0 && op == CALL_PEER_BARRIER)
+    if (op == CALL_ALL_TO_ALL_V || op == CALL_GATHER_PIECES)
+        ledger_append(text, bytes, " of pieces of %s", type);
+    else if (op == CALL_PEER_BARRIER)
         ledger_append(text, bytes, " of channel %llu", (unsigned long long)call->count);
-    else if (call->count > 0)
-        ledger_append(text, bytes, " of %llu %s", (unsigned long long)call->count,
-                      dtype_row((DType)call->dtype)->name);
+    else if (op != CALL_SPLIT && op != CALL_REPLAY && (op != CALL_BARRIER || call->count > 0))
+        ledger_append(text, bytes, " of %llu %s", (unsigned long long)call->count, type);
     if (call->detail > 0)
         ledger_append(text, bytes, op == CALL_BROADCAST ? " from rank %d" : " with reduction %d",
                       call->detail);
