@@ -13,9 +13,11 @@
 #include "harness/device_operations.h"
 #include "kernels/reduce.h"
 #include "parallel/comm_link.h"
+#include "parallel/ledger.h"
 #include "parallel/shard.h"
 
 static const char *const BUG_FIX = "this is a bug of meshwork: please report it";
+static const double STREAM_WAIT_S = 60;
 static const int TAG = 1; // own communicator, messages in order: one tag is enough
 
 static uint64_t smaller(uint64_t a, uint64_t b)
@@ -124,7 +126,7 @@ bool comm_check_places(const CommPlace *places, int ranks, Error *error)
     return true;
 }
 
-static CommLink *link_create(MPI_Comm mpi, int ranks, CallGroup *group)
+static CommLink *link_create(MPI_Comm mpi, int ranks, CallGroup *group, double stream_wait_s)
 {
     CommLink *link = calloc(1, sizeof(*link));
     CHECK_RULE(link != NULL);
@@ -132,6 +134,7 @@ static CommLink *link_create(MPI_Comm mpi, int ranks, CallGroup *group)
     CHECK_RULE(link->requests != NULL);
     link->mpi = mpi;
     link->group = group;
+    link->stream_wait_s = stream_wait_s;
     link->message_bytes_max = (uint64_t)1 << 30;
     // Errors come back as codes, so that they leave with our message and exit code instead of
     // MPI's.
@@ -179,7 +182,11 @@ Comm comm_create_world(const Run *run, DeviceKind kind, int device_index)
     calls_enter(run->job, &call);
     CHECK_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &mpi));
     calls_leave(run->job);
-    comm.link = link_create(mpi, comm.ranks, calls_split(run->job, 0, comm.rank, comm.ranks));
+    // The watchdog sees more than a kernel that waits, so it is given the time to speak first.
+    double stream_wait_s =
+        run->job ? LEDGER_PATIENCE * run->options.watchdog_s + STREAM_WAIT_S : STREAM_WAIT_S;
+    CallGroup *group = calls_split(run->job, 0, comm.rank, comm.ranks);
+    comm.link = link_create(mpi, comm.ranks, group, stream_wait_s);
     comm_name(comm, "world");
     if (kind == DEVICE_CUDA)
         start_nccl(comm, run, device_index);
@@ -207,7 +214,7 @@ Comm comm_split(Comm parent, int colour, int key)
         CHECK_MPI(MPI_Comm_free(&mpi));
         return comm;
     }
-    comm.link = link_create(mpi, comm.ranks, group);
+    comm.link = link_create(mpi, comm.ranks, group, parent.link->stream_wait_s);
     comm.link->nccl = nccl;
     if (nccl)
         comm.link->nccl_token = device_allocate(DEVICE_CUDA, sizeof(int32_t));

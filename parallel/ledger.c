@@ -19,7 +19,6 @@
 
 static const double LIMIT_SHARE = 0.8;  // of watchdog_s: the rest is for finding out and leaving
 static const double SILENT_SHARE = 0.3; // of watchdog_s: then another rank becomes the hub
-static const double PATIENCE = 20;      // times watchdog_s, for a rank that computes
 static const double TICK_S = 0.25;      // between pulses, on up to RANKS_PER_TICK ranks
 static const double CONNECT_S = 2, START_S = 10, ASK_S = 2, QUIET_S = 1;
 enum { RANKS_PER_TICK = 64, SPARE_LINKS = 8, BUSY_NS = 1000000 };
@@ -492,7 +491,7 @@ static Ledger *create(const Run *run, Calls *calls)
                  .calls = calls,
                  .where = *check_context(),
                  .limit_s = LIMIT_SHARE * watchdog_s,
-                 .patience_s = PATIENCE * watchdog_s,
+                 .patience_s = LEDGER_PATIENCE * watchdog_s,
                  .silent_s = SILENT_SHARE * watchdog_s,
                  .tick_s = TICK_S * share < watchdog_s / 10 ? TICK_S * share : watchdog_s / 10,
                  .listener = -1,

@@ -20,7 +20,6 @@ enum { HOST_TEXT_BYTES = 128, WHY_BYTES = 256 };
 static const uint64_t REGION_ALIGN_BYTES = 256;
 // CUDA IPC shares whole 2 MiB pages: a smaller allocation would share its neighbours too.
 static const uint64_t PAGE_BYTES = (uint64_t)2 << 20;
-static const uint64_t TIMEOUT_NS = 60000000000;
 
 static uint64_t round_up(uint64_t value, uint64_t multiple)
 {
@@ -220,7 +219,8 @@ void peer_barrier(Peer *peer, int channel, Stream stream)
         .channel = channel,
         .rank = peer->comm.rank,
         .ranks = peer->comm.ranks,
-        .timeout_ns = TIMEOUT_NS,
+        .timeout_ns =
+            peer->comm.link ? (uint64_t)(1e9 * peer->comm.link->stream_wait_s) : UINT64_MAX,
     };
     peer_signal_cuda(&signal, stream);
     comm_end(peer->comm, stream);

@@ -24,6 +24,7 @@ void *const *peer_bases(const Peer *peer); // host array [ranks]: all buffers as
 // Enqueues(stream). Tells every rank of the group that what this stream wrote before is complete,
 // then waits (on the device) until every rank has told us the same: one round of a barrier that
 // also publishes data. `channel` 0 .. PEER_CHANNELS - 1 keeps independent rounds apart. A rank that
-// never comes trips a device-side timeout (60 s, trap).
+// never comes trips a device-side timeout and a trap, after the watchdog had its time (60 s without
+// one).
 enum { PEER_CHANNELS = 8 };
 void peer_barrier(Peer *peer, int channel, Stream stream);
