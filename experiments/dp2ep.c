@@ -393,7 +393,7 @@ static void check_graph(Job *job)
 // Collective. A step that nobody times: its spans only say, to whom it concerns, where a rank is.
 static void first_step(Job *job)
 {
-    check_phase("step");
+    check_phase("first step");
     Recorder *recorder = recorder_create(job->stream, 0, false);
     int total = recorder_span(recorder, "total");
     moe_record_with(job->moe, recorder);
@@ -489,7 +489,6 @@ static void time_it(Job *job, const DeviceCeilings *ceilings)
     const Params *p = job->params;
     if (p->samples == 0)
         return;
-    check_phase("time");
     MoeTiming timing = {.run = job->run,
                         .world = job->world,
                         .moe = job->moe,

@@ -17,10 +17,11 @@
 
 #include "parallel/ledger_state.h"
 
-static const double LIMIT_SHARE = 0.8;  // of watchdog_s: the rest is for finding out and leaving
-static const double SILENT_SHARE = 0.3; // of watchdog_s: then another rank becomes the hub
-static const double TICK_S = 0.25;      // between pulses, on up to RANKS_PER_TICK ranks
-static const double CONNECT_S = 2, START_S = 10, ASK_S = 2, QUIET_S = 1;
+static const double LIMIT_SHARE = 0.8;   // of watchdog_s: the rest is for finding out and leaving
+static const double SILENT_SHARE = 0.3;  // of watchdog_s: then another rank becomes the hub
+static const double TICK_S = 0.25;       // between pulses, on up to RANKS_PER_TICK ranks
+static const double BUSY_PAUSE_S = 0.02; // while something is being found out
+static const double CONNECT_S = 2, START_S = 10, ASK_S = 5, QUIET_S = 1;
 enum { RANKS_PER_TICK = 64, SPARE_LINKS = 8, BUSY_NS = 1000000 };
 
 static double real_seconds(void)
@@ -253,6 +254,7 @@ static void on_speak(Ledger *ledger, LedgerLink *link, const void *payload, size
     memcpy(&answer, payload, sizeof(answer));
     answer.others[sizeof(answer.others) - 1] = '\0';
     ledger_answer(ledger, &answer);
+    ledger->quiet = true; // the job has its message
 }
 
 static void on_quiet(Ledger *ledger, LedgerLink *link, const void *payload, size_t bytes)
@@ -382,10 +384,8 @@ static void wait_for_events(Ledger *ledger)
     double pause_s = ledger->tick_s / 2;
     if (ledger->hub == ledger->rank)
         pause_s = ledger->next_pulse_s - ledger->now_s;
-    if (ledger->views && pause_s > 0.05) // an inquiry, or a connection that ended, waits shorter
-        for (int rank = 0; rank < ledger->ranks; rank++)
-            if (ledger->inquiring || ledger->watched[rank].lost_at_s >= 0)
-                pause_s = 0.05;
+    if (ledger_hub_is_busy(ledger) && pause_s > BUSY_PAUSE_S)
+        pause_s = BUSY_PAUSE_S;
     poll(polls, (nfds_t)ledger->links_max + 2, pause_s > 0 ? 1 + (int)(1000 * pause_s) : 0);
     double real_s = real_seconds(), passed_s = real_s - ledger->real_s;
     ledger->real_s = real_s;
@@ -591,6 +591,7 @@ static void start(Run *run)
         return;
     Calls *calls = calls_create(run->rank, run->ranks, run->options.fault, &error);
     run_agree(run, &error);
+    CallGroup *job = calls_job(calls);
     Ledger *ledger = create(run, calls);
     bool good = !watched || start_thread(run, ledger);
     if (!good) {
@@ -604,7 +605,7 @@ static void start(Run *run)
         return;
     }
     run->ledger = ledger;
-    run->job = calls_job(calls);
+    run->job = job;
 }
 
 static void stop(Run *run)

@@ -14,6 +14,8 @@
 #include "parallel/ledger_state.h"
 
 static const double LOST_WAIT_S = 0.1;   // from the end of a connection to the inquiry
+static const double WONDER_S = 1;        // that a rank waits so long
+static const double ASKER_WAIT_S = 2;    // before a rank that failed may say so
 static const double ANSWER_WAIT_S = 0.3; // mpirun gives survivors a second in all
 enum { FLUSH_ROUNDS = 20 };
 
@@ -138,18 +140,21 @@ NORETURN static void report(Ledger *ledger, const LedgerVerdict *verdict)
     ledger_leave(exit_code);
 }
 
-// The answer to who asked. When it may speak, nobody else is to: the others watch no longer.
-static void answer(Ledger *ledger, int rank, const LedgerSpeak *what)
+// Lets one rank speak for the job. Then nobody else is to: all watch no longer.
+static void let_speak(Ledger *ledger, int rank, const LedgerViews *views)
 {
+    LedgerSpeak yes = {.may = true};
+    ledger_describe_failed(views, rank, yes.others, sizeof(yes.others));
     if (rank == ledger->rank)
-        ledger_answer(ledger, what);
+        ledger_answer(ledger, &yes);
     for (int i = 0; i < ledger->links_max; i++) {
         LedgerLink *link = &ledger->links[i];
         if (link->rank == rank)
-            ledger_link_send(link, LEDGER_SPEAK, what, sizeof(*what));
-        else if (link->rank >= 0 && what->may)
+            ledger_link_send(link, LEDGER_SPEAK, &yes, sizeof(yes));
+        else if (link->rank >= 0)
             ledger_link_send(link, LEDGER_QUIET, NULL, 0);
     }
+    ledger->quiet = true;
 }
 
 static bool all_answered(const Ledger *ledger)
@@ -178,27 +183,32 @@ static void conclude(Ledger *ledger)
         ledger->views[rank].entries = NULL;
         ledger->views[rank].entry_count = 0;
     }
-    if (ledger->asker < 0)
-        return;
-    LedgerSpeak yes = {.may = true};
-    ledger_describe_waiting(&views, ledger->asker, yes.others, sizeof(yes.others));
-    answer(ledger, ledger->asker, &yes);
-    ledger->asker = -1;
-    ledger->spoken = true;
+    // What failed may not be known before the last rank has come to the call that failed.
+    if (ledger->asker >= 0 && ledger_is_owed(&views, ledger->asker) &&
+        ledger->now_s - ledger->asked_s < ASKER_WAIT_S)
+        ledger->ask_again_s = ledger->now_s + LOST_WAIT_S;
+    else if (ledger->asker >= 0)
+        let_speak(ledger, ledger->asker, &views);
 }
 
-// The first to fail speaks, unless the inquiry finds that somebody else is to blame.
+// The first to fail speaks, unless the inquiry finds that somebody else is to blame. Who asks later
+// is answered by QUIET.
 void ledger_hub_asked(Ledger *ledger, int rank)
 {
-    if (!ledger->views)
+    if (!ledger->views || ledger->asker >= 0)
         return;
-    if (ledger->spoken || ledger->asker >= 0) {
-        answer(ledger, rank, &(LedgerSpeak){.may = false});
-        return;
-    }
     ledger->asker = rank;
-    if (!ledger->inquiring)
-        begin_inquiry(ledger);
+    ledger->asked_s = ledger->ask_again_s = ledger->now_s;
+}
+
+bool ledger_hub_is_busy(const Ledger *ledger)
+{
+    if (!ledger->views || ledger->hub != ledger->rank)
+        return false;
+    bool busy = ledger->inquiring || ledger->asker >= 0;
+    for (int rank = 0; rank < ledger->ranks; rank++)
+        busy = busy || ledger->watched[rank].lost_at_s >= 0;
+    return busy;
 }
 
 static bool all_done(const Ledger *ledger)
@@ -217,12 +227,25 @@ static bool any_lost(const LedgerViews *views)
     return any;
 }
 
+// True when a rank has waited in a call for a while, once for each such call. Hashes can only be
+// compared where ranks stand at the same call; this finds those that went on another way.
+static bool wonder(Ledger *ledger)
+{
+    bool any = false;
+    double wonder_s = ledger->limit_s / 2 < WONDER_S ? ledger->limit_s / 2 : WONDER_S;
+    for (int rank = 0; rank < ledger->ranks; rank++) {
+        const LedgerState *state = &ledger->views[rank].state;
+        uint64_t *wondered = &ledger->watched[rank].wondered_sequence;
+        bool is_new = state->waiting_s >= wonder_s && state->waiting.sequence != *wondered;
+        if (is_new)
+            *wondered = state->waiting.sequence;
+        any = any || is_new;
+    }
+    return any;
+}
+
 void ledger_hub_turn(Ledger *ledger)
 {
-    if (ledger->spoken) {
-        ledger->quiet = ledger->done;
-        return;
-    }
     LedgerViews views = look(ledger);
     bool pulse = ledger->now_s >= ledger->next_pulse_s;
     if (pulse) {
@@ -237,9 +260,10 @@ void ledger_hub_turn(Ledger *ledger)
     }
     LedgerVerdict unused;
     bool done = all_done(ledger);
-    bool suspect =
-        any_lost(&views) ||
-        ((pulse || done) && (ledger_hashes_differ(&views) || ledger_find_stall(&views, &unused)));
+    bool suspect = any_lost(&views) || (ledger->asker >= 0 && ledger->now_s >= ledger->ask_again_s);
+    if (pulse || done)
+        suspect = wonder(ledger) || ledger_hashes_differ(&views) ||
+                  ledger_find_stall(&views, &unused) || suspect;
     if (suspect) {
         begin_inquiry(ledger);
     } else if (done) {

@@ -15,24 +15,28 @@ static bool is_silent(const LedgerViews *views, const LedgerView *view)
     return view->lost || view->heard_s >= views->limit_s;
 }
 
-// A rank that keeps others waiting in `call`: one that has not come to it, else one that is silent;
-// -1 if there is none.
+// A rank that keeps others waiting in `call`: one that has not come to it, else one that is silent
+// and a member, or may be one since a member has not told that it is. -1 if there is none.
 static int find_debtor(const LedgerViews *views, const LedgerCall *call)
 {
-    int members = 0, silent = -1, unknown = -1;
+    int members = 0, silent = -1, stranger = -1;
     for (int rank = 0; rank < views->ranks; rank++) {
         const LedgerView *view = &views->of_rank[rank];
         const LedgerGroup *group = ledger_group_of(view, call->group_id);
         if (group && group->arrived < call->number)
             return rank;
         members += group != NULL;
-        if (silent < 0 && group && is_silent(views, view))
-            silent = rank;
-        if (unknown < 0 && !view->known && is_silent(views, view))
-            unknown = rank;
+        if (is_silent(views, view) && (group ? silent : stranger) < 0)
+            *(group ? &silent : &stranger) = rank;
     }
     const LedgerGroup *group = ledger_any_group_of(views, call->group_id);
-    return silent >= 0 ? silent : group && members < group->ranks ? unknown : -1;
+    return silent >= 0 ? silent : group && members < group->ranks ? stranger : -1;
+}
+
+bool ledger_is_owed(const LedgerViews *views, int rank)
+{
+    const LedgerView *view = &views->of_rank[rank];
+    return is_waiting(view) && find_debtor(views, &view->state.waiting) >= 0;
 }
 
 static const LedgerCall *step_of(const LedgerView *view, uint64_t sequence)
@@ -91,25 +95,23 @@ static int odd_in_sequence(const LedgerViews *views)
     return -1;
 }
 
-// Who keeps `waiting` from going on: goes from debtor to debtor until one waits for nobody, or is
-// met again. -1: all ranks of the call are in it.
-static int find_culprit(const LedgerViews *views, int waiting, bool *ring)
+// Who keeps *waiting from going on: goes from debtor to debtor until one waits for nobody, or is
+// met again. -1: *waiting, which may have become another rank, is in a call that nobody owes.
+static int find_culprit(const LedgerViews *views, int *waiting, bool *ring)
 {
     bool *met = calloc((size_t)views->ranks, sizeof(bool));
     CHECK_RULE(met != NULL);
-    int rank = waiting, culprit = -1;
-    for (bool more = true; more;) {
-        met[rank] = true;
-        int debtor = find_debtor(views, &views->of_rank[rank].state.waiting);
+    int debtor = *waiting;
+    do {
+        *waiting = debtor;
+        met[debtor] = true;
+        debtor = find_debtor(views, &views->of_rank[debtor].state.waiting);
         *ring = debtor >= 0 && met[debtor];
-        more = debtor >= 0 && !*ring && is_waiting(&views->of_rank[debtor]) &&
-               !is_silent(views, &views->of_rank[debtor]);
-        int odd = *ring ? odd_in_sequence(views) : -1;
-        culprit = odd >= 0 ? odd : debtor >= 0 ? debtor : culprit;
-        rank = debtor;
-    }
+    } while (debtor >= 0 && !*ring && is_waiting(&views->of_rank[debtor]) &&
+             !is_silent(views, &views->of_rank[debtor]));
     free(met);
-    return culprit;
+    int odd = *ring ? odd_in_sequence(views) : -1;
+    return odd >= 0 ? odd : debtor;
 }
 
 // Why the culprit does not come; false: it is at work, and may be for longer than that.
@@ -148,24 +150,22 @@ static bool judge_waiting(const LedgerViews *views, int rank, LedgerVerdict *ver
     double waited_s = view->state.waiting_s + view->heard_s;
     if (!is_waiting(view) || is_silent(views, view) || waited_s < views->limit_s)
         return false;
-    int culprit = find_culprit(views, rank, &verdict->ring);
     char call[LEDGER_TEXT_BYTES] = "", why[LEDGER_TEXT_BYTES] = "";
-    char *what = verdict->what;
-    if (culprit < 0) {
-        if (waited_s < views->patience_s)
-            return false;
-        ledger_describe_call(views, &view->state.waiting, what, sizeof(verdict->what));
-        ledger_append(what, sizeof(verdict->what),
-                      " has not ended for %.1f s: all its ranks are in it", waited_s);
-        ledger_finish_verdict(views, rank, &view->state.waiting, verdict);
-        return true;
-    }
-    if (!describe_culprit(views, culprit, waited_s, why, sizeof(why)))
+    int culprit = find_culprit(views, &rank, &verdict->ring);
+    const LedgerCall *waiting = &views->of_rank[rank].state.waiting;
+    ledger_describe_call(views, waiting, call, sizeof(call));
+    if (culprit < 0 && waited_s < views->patience_s)
         return false;
-    ledger_describe_call(views, &view->state.waiting, call, sizeof(call));
-    ledger_append(what, sizeof(verdict->what), "rank %d (%s) has not come to %s for %.1f s: %s",
-                  culprit, views->of_rank[culprit].host, call, waited_s, why);
-    ledger_finish_verdict(views, culprit, &view->state.waiting, verdict);
+    if (culprit < 0)
+        ledger_append(verdict->what, sizeof(verdict->what),
+                      "%s has not ended for %.1f s: all its ranks are in it", call, waited_s);
+    else if (describe_culprit(views, culprit, waited_s, why, sizeof(why)))
+        ledger_append(verdict->what, sizeof(verdict->what),
+                      "rank %d (%s) has not come to %s for %.1f s: %s", culprit,
+                      views->of_rank[culprit].host, call, waited_s, why);
+    else
+        return false;
+    ledger_finish_verdict(views, culprit < 0 ? rank : culprit, waiting, verdict);
     return true;
 }
 

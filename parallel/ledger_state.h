@@ -18,9 +18,10 @@ typedef enum LedgerRequest {
 
 // What the hub keeps of a rank.
 typedef struct LedgerWatched {
-    double heard_at_s; // last heard of
-    double lost_at_s;  // its connection ended; below 0: it has not
-    bool answered;     // the inquiry
+    double heard_at_s;          // last heard of
+    double lost_at_s;           // its connection ended; below 0: it has not
+    bool answered;              // the inquiry
+    uint64_t wondered_sequence; // the call that it waited in when that led to an inquiry
 } LedgerWatched;
 
 struct Ledger {
@@ -63,9 +64,10 @@ struct Ledger {
     LedgerView *views;      // [ranks], NULL until this rank is the hub
     LedgerWatched *watched; // [ranks]
     double next_pulse_s;
-    bool inquiring, spoken; // spoken: a rank has been allowed to speak for the job
+    bool inquiring;
     double inquiry_end_s;
-    int asker; // who waits for the inquiry's end, -1: nobody
+    int asker; // who waits for a verdict, -1: nobody
+    double asked_s, ask_again_s;
 
     // Asks the device, and may block in its driver, so it is a thread of its own.
     bool polling;
@@ -82,7 +84,8 @@ void ledger_send_all(Ledger *ledger, LedgerKind kind, const void *payload, size_
 
 // Becomes the hub: from now on this rank's pulses are the job's.
 void ledger_hub_begin(Ledger *ledger);
-void ledger_hub_turn(Ledger *ledger); // once per round of the thread
+void ledger_hub_turn(Ledger *ledger);          // once per round of the thread
+bool ledger_hub_is_busy(const Ledger *ledger); // something is being found out
 void ledger_hub_heard(Ledger *ledger, int rank);
 void ledger_hub_lost(Ledger *ledger, int rank);
 void ledger_hub_state(Ledger *ledger, int rank, const void *payload, size_t bytes);

@@ -40,6 +40,11 @@ bool ledger_find_mismatch(const LedgerViews *views, LedgerVerdict *verdict);
 bool ledger_find_parting(const LedgerViews *views, LedgerVerdict *verdict);
 bool ledger_find_lost(const LedgerViews *views, LedgerVerdict *verdict);
 bool ledger_find_stall(const LedgerViews *views, LedgerVerdict *verdict);
+// True when that rank is in a call to which another rank has not come.
+bool ledger_is_owed(const LedgerViews *views, int rank);
+// For the message of a rank that failed by itself: the call it is in or has made last, and what the
+// others wait in.
+void ledger_describe_failed(const LedgerViews *views, int rank, char *text, size_t bytes);
 // What ranks wait in: "ranks 0, 2-3 wait in collective 17 of ep (...)"; "" when nobody waits.
 // `except` is left out (-1: nobody).
 void ledger_describe_waiting(const LedgerViews *views, int except, char *text, size_t bytes);

@@ -128,6 +128,21 @@ void ledger_describe_waiting(const LedgerViews *views, int except, char *text, s
     free(together);
 }
 
+void ledger_describe_failed(const LedgerViews *views, int rank, char *text, size_t bytes)
+{
+    const LedgerState *state = &views->of_rank[rank].state;
+    const LedgerCall *call = state->waiting.sequence ? &state->waiting : &state->last;
+    text[0] = '\0';
+    if (call->sequence) {
+        ledger_append(text, bytes, "rank %d %s ", rank, call == &state->waiting ? "in" : "after");
+        ledger_describe_call(views, call, text, bytes);
+    }
+    char waiting[LEDGER_TEXT_BYTES] = "";
+    ledger_describe_waiting(views, rank, waiting, sizeof(waiting));
+    if (waiting[0])
+        ledger_append(text, bytes, "%s%s", text[0] ? "; " : "", waiting);
+}
+
 void ledger_finish_verdict(const LedgerViews *views, int rank, const LedgerCall *call,
                            LedgerVerdict *verdict)
 {

@@ -175,6 +175,7 @@ static void add_measurement(const MoeTiming *timing, const Recorder *recorder, i
 
 void moe_time(const MoeTiming *timing)
 {
+    check_phase(timing->name);
     DeviceKind device = timing->stream.device;
     ArenaMark mark = arena_mark(timing->arena);
     Iteration one = {.timing = timing, .flush_bytes = 2 * device_info(device, 0).cache_bytes};

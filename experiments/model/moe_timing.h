@@ -15,7 +15,7 @@ typedef struct MoeTiming {
     Arena *arena; // for the buffer that flushes the cache; everything is released again
     DeviceCeilings ceilings;
     ResultWriter *writer;
-    const char *name; // of the measurement
+    const char *name; // of the measurement; a literal
     void (*body)(void *context, Stream stream);
     void *context;
     bool detail; // time the phases too (enqueued); else only the total (a graph replay where there
