@@ -1,7 +1,8 @@
-// ledger_state.h -- what stands behind a Ledger: ledger.c (the thread, and the main thread's side)
-// and ledger_hub.c (what the hub does). Only these two look in here.
+// ledger_state.h -- what stands behind a Ledger: ledger.c (the main thread's side), ledger_thread.c
+// (the side thread) and ledger_hub.c (what the hub does). Only these look in here, and the test.
 #pragma once
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -74,6 +75,8 @@ struct Ledger {
     atomic_bool stop_polling;
     pthread_t poller;
 };
+
+void *ledger_watch(void *ledger); // the side thread
 
 // All Local, side thread.
 void ledger_own_state(Ledger *ledger, LedgerState *state);
