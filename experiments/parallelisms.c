@@ -311,12 +311,27 @@ static LmTrainerSettings trainer_settings(const Job *job)
                                .plant = (LmPlant)job->params->plant};
 }
 
+// A step that nobody times: its spans only say, to whom it concerns, where a rank is.
+static LmStepResult untimed_step(Job *job, Recorder *recorder, int total, int step)
+{
+    check_phase("train");
+    record_begin(recorder, total);
+    LmStepResult result = lm_trainer_step(job->trainer, step, job->stream);
+    record_end(recorder, total);
+    recorder_iteration(recorder, false);
+    check_phase("gather");
+    return result;
+}
+
 static void train(Job *job)
 {
     const Fsdp *fsdp = lm_trainer_fsdp(job->trainer);
     bool check = job->params->check;
+    Recorder *recorder = recorder_create(job->stream, 0, false);
+    int total = recorder_span(recorder, "total");
+    lm_trainer_record_with(job->trainer, recorder);
     for (int step = 0; step < job->training.steps; step++) {
-        LmStepResult result = lm_trainer_step(job->trainer, step, job->stream);
+        LmStepResult result = untimed_step(job, recorder, total, step);
         job->ours.loss[step] = result.loss;
         job->ours.norm[step] = result.norm;
         uint64_t sent[LM_TRAFFIC_KINDS];
@@ -334,6 +349,8 @@ static void train(Job *job)
            (size_t)(job->config.layers * job->config.moe.experts) * sizeof(float));
     if (check)
         lm_gather_whole(job->run, job->trainer, fsdp_values(fsdp), &job->ours.values, job->stream);
+    lm_trainer_record_with(job->trainer, NULL);
+    recorder_destroy(recorder);
 }
 
 // Collective(all ranks).
@@ -520,11 +537,14 @@ static int run_parallelisms(Run *run, const void *params, const OptionPositional
     bool whole = job.params->check && run->rank == 0;
     job.ours = lm_result_create(&job.list, &job.config, job.training.steps, whole);
     train(&job);
+    check_phase("check");
     if (run->rank == 0 && job.params->check)
         check_against_one_rank(&job);
     if (job.params->check)
         check_cost(&job);
+    check_phase("time");
     time_steps(&job);
+    check_phase("write");
     result_writer_finish(job.writer);
     if (run->rank == 0)
         show(&job);

@@ -55,6 +55,8 @@ static const char *const op_names[CALL_OPS] = {
     [CALL_MAXIMUM] = "maximum",
     [CALL_STOP_REQUESTED] = "stop_requested",
     [CALL_SPLIT] = "split",
+    [CALL_CLOSE] = "close",
+    [CALL_WINDOW] = "window",
     [CALL_PEER_BARRIER] = "peer_barrier",
     [CALL_REPLAY] = "graph_replay",
 };
@@ -401,28 +403,27 @@ static int row_of(const CallsState *state, uint64_t group_id)
     return row;
 }
 
-// Enqueued calls that are not over: the oldest one is what this rank waits in, and it has not come
-// to the later ones yet.
+// Enqueued calls that are not over. This rank waits in the oldest of them that its stream has come
+// to (there may be several streams); if there is none, its streams are before the oldest of all.
 static void look_at_marks(const Calls *calls, CallsState *state)
 {
-    uint64_t oldest = state->waiting.sequence ? state->waiting.sequence : UINT64_MAX;
-    uint64_t open[MARKS];
+    const uint64_t on_host = state->waiting.sequence ? state->waiting.sequence : UINT64_MAX;
+    uint64_t oldest = UINT64_MAX, oldest_reached = on_host;
     for (int i = 0; i < MARKS; i++) {
-        open[i] = atomic_load(&calls->mark[i].sequence);
-        if (open[i] == 0 || open[i] >= oldest)
+        uint64_t open = atomic_load(&calls->mark[i].sequence);
+        if (open == 0 || open >= on_host)
             continue;
-        oldest = open[i];
-        state->reached = atomic_load(&calls->mark[i].reached);
-    }
-    if (oldest == UINT64_MAX)
-        return;
-    state->waiting = *entry_of(calls, oldest);
-    for (int i = 0; i < MARKS; i++) {
-        bool ahead = open[i] > oldest || (open[i] == oldest && !state->reached);
-        int row = open[i] && ahead ? row_of(state, entry_of(calls, open[i])->group_id) : -1;
+        bool reached = atomic_load(&calls->mark[i].reached);
+        oldest = open < oldest ? open : oldest;
+        oldest_reached = reached && open < oldest_reached ? open : oldest_reached;
+        int row = reached ? -1 : row_of(state, entry_of(calls, open)->group_id);
         if (row >= 0)
             state->arrived[row]--;
     }
+    state->reached = oldest_reached != UINT64_MAX || oldest == UINT64_MAX;
+    uint64_t waiting = oldest_reached != UINT64_MAX ? oldest_reached : oldest;
+    if (waiting != UINT64_MAX)
+        state->waiting = *entry_of(calls, waiting);
 }
 
 void calls_state(Calls *calls, CallsState *state)

@@ -29,6 +29,8 @@ typedef enum CallOp {
     CALL_MAXIMUM,
     CALL_STOP_REQUESTED,
     CALL_SPLIT,        // a new group
+    CALL_CLOSE,        // the end of one
+    CALL_WINDOW,       // memory that peers may reach is registered, or no longer
     CALL_PEER_BARRIER, // of streams, through peer memory
     CALL_REPLAY,       // of a graph that has collectives in it
     CALL_OPS,

@@ -27,9 +27,10 @@ static uint64_t smaller(uint64_t a, uint64_t b)
 
 static const Stream HOST = {.device = DEVICE_CPU};
 
-static bool marks(Stream stream)
+// Whether a call of this moment gets marks on its stream.
+static bool marks(const CommLink *link, Stream stream)
 {
-    return stream.device != DEVICE_CPU &&
+    return stream.device != DEVICE_CPU && link->groups_open == 0 &&
            !device_operations(stream.device)->stream_is_capturing(stream);
 }
 
@@ -55,7 +56,8 @@ bool comm_begin(Comm comm, Call *call, uint64_t wire_bytes, Stream stream)
     link->wire_bytes += wire_bytes;
     if (call->fault == CALL_FAULT_TRAP && stream.device == DEVICE_CUDA && comm_trap_cuda)
         comm_trap_cuda(stream);
-    if (marks(stream))
+    link->grouped = link->groups_open > 0;
+    if (marks(link, stream))
         calls_mark_begin(link->group, stream);
     return true;
 }
@@ -64,7 +66,7 @@ void comm_end(Comm comm, Stream stream)
 {
     if (!comm.link)
         return;
-    if (marks(stream))
+    if (marks(comm.link, stream))
         calls_mark_end(comm.link->group, stream);
     calls_leave(comm.link->group);
 }
@@ -230,14 +232,17 @@ void comm_name(Comm comm, const char *name)
 void comm_destroy(Comm *comm)
 {
     CommLink *link = comm->link;
-    comm->link = NULL;
+    Call call = {.op = CALL_CLOSE};
     if (!link)
         return;
+    comm_begin(*comm, &call, 0, HOST);
     if (link->nccl) {
         comm_nccl.destroy(link->nccl);
         device_free(DEVICE_CUDA, link->nccl_token);
     }
     CHECK_MPI(MPI_Comm_free(&link->mpi));
+    comm_end(*comm, HOST);
+    comm->link = NULL;
     calls_close(link->group);
     free(link->requests);
     free(link);
@@ -342,15 +347,28 @@ void comm_all_to_all(Comm comm, const void *send, void *receive, uint64_t bytes,
 void comm_group_begin(Comm comm, Stream stream)
 {
     const CommNccl *nccl = comm.link ? nccl_for(comm, stream) : NULL;
-    if (nccl)
-        nccl->group_begin();
+    if (!nccl)
+        return;
+    comm.link->groups_open++;
+    nccl->group_begin();
 }
 
+// Nothing of the group is launched before its outermost end, so there stands the mark, which is
+// that of the last call.
 void comm_group_end(Comm comm, Stream stream)
 {
     const CommNccl *nccl = comm.link ? nccl_for(comm, stream) : NULL;
-    if (nccl)
-        nccl->group_end();
+    if (!nccl)
+        return;
+    CommLink *link = comm.link;
+    bool marked = --link->groups_open == 0 && link->grouped && marks(link, stream);
+    if (marked)
+        calls_mark_begin(link->group, stream);
+    nccl->group_end();
+    if (marked)
+        calls_mark_end(link->group, stream);
+    if (link->groups_open == 0)
+        link->grouped = false;
 }
 
 // Pairwise messages instead of MPI_Alltoallv, whose displacements are int: worst-case buffers put a

@@ -18,6 +18,8 @@ struct CommLink {
         message_bytes_max; // longest single MPI message: counts are int in MPI-3. Tests lower it
     uint64_t wire_bytes;   // sent to others since comm_take_wire_bytes
     CallGroup *group;      // NULL: nobody watches
+    int groups_open;       // comm_group_begin without its end
+    bool grouped;          // a call was entered since then
     double stream_wait_s;  // a barrier of peer memory gives up after this long
     void *nccl;            // ncclComm_t; NULL for groups of the CPU
     void *nccl_token;      // device memory of a barrier's one-word all-reduce

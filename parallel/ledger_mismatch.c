@@ -1,8 +1,9 @@
 // ledger_mismatch.c -- comparing the ranks' calls: first the hashes, and where they disagree the
 // entries.
 //
-// With two ranks that disagree nobody can say which is right: then the lower rank's word counts,
-// and the message shows both.
+// Of two members that disagree, the one is right that did what other ranks did in groups of that
+// name. Where there are none nobody can say: then the lower rank's word counts, and the message
+// shows both.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,19 +62,32 @@ static bool line_up(const LedgerViews *views, uint64_t id, uint64_t *number, int
     return compared->members > 1;
 }
 
-// The call that most members made; of equally many the lowest rank's.
+// How many ranks, members or not, did the like of what `rank` did here.
+static int count_alike(const LedgerViews *views, const Compared *compared, int rank)
+{
+    int count = 0;
+    for (int peer = 0; compared->call[rank] && peer < views->ranks; peer++)
+        count += ledger_compare_steps(views, rank, peer, compared->call[rank]->sequence) > 0;
+    return count;
+}
+
+// The call that most members made; of equally many, what most ranks of the job did in their groups
+// of that name; else the lowest rank's.
 static const LedgerCall *common_call(const LedgerViews *views, const Compared *compared)
 {
     const LedgerCall *best = NULL;
-    int best_count = 0;
+    int best_count = 0, best_alike = 0;
     for (int rank = 0; rank < views->ranks; rank++) {
         int count = 0;
         for (int peer = 0; compared->call[rank] && peer < views->ranks; peer++)
             count += compared->call[peer] &&
                      same_call(compared, compared->call[rank], compared->call[peer]);
-        if (count > best_count) {
+        bool tied = count == best_count && best && !same_call(compared, compared->call[rank], best);
+        int alike = tied || count > best_count ? count_alike(views, compared, rank) : 0;
+        if (count > best_count || (tied && alike > best_alike)) {
             best = compared->call[rank];
             best_count = count;
+            best_alike = alike;
         }
     }
     return best;

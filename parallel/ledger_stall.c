@@ -15,6 +15,12 @@ static bool is_silent(const LedgerViews *views, const LedgerView *view)
     return view->lost || view->heard_s >= views->limit_s;
 }
 
+static bool owes(const LedgerViews *views, int rank, const LedgerCall *call)
+{
+    const LedgerGroup *group = ledger_group_of(&views->of_rank[rank], call->group_id);
+    return group && group->arrived < call->number;
+}
+
 // A rank that keeps others waiting in `call`: one that has not come to it, else one that is silent
 // and a member, or may be one since a member has not told that it is. -1 if there is none.
 static int find_debtor(const LedgerViews *views, const LedgerCall *call)
@@ -23,7 +29,7 @@ static int find_debtor(const LedgerViews *views, const LedgerCall *call)
     for (int rank = 0; rank < views->ranks; rank++) {
         const LedgerView *view = &views->of_rank[rank];
         const LedgerGroup *group = ledger_group_of(view, call->group_id);
-        if (group && group->arrived < call->number)
+        if (owes(views, rank, call))
             return rank;
         members += group != NULL;
         if (is_silent(views, view) && (group ? silent : stranger) < 0)
@@ -37,27 +43,6 @@ bool ledger_is_owed(const LedgerViews *views, int rank)
 {
     const LedgerView *view = &views->of_rank[rank];
     return is_waiting(view) && find_debtor(views, &view->state.waiting) >= 0;
-}
-
-static const LedgerCall *step_of(const LedgerView *view, uint64_t sequence)
-{
-    uint64_t begin = view->entry_count > 0 ? view->entries[0].sequence : UINT64_MAX;
-    bool there = sequence >= begin && sequence < begin + (uint64_t)view->entry_count;
-    return there ? &view->entries[sequence - begin] : NULL;
-}
-
-// 1: the same operation of a group of the same name, -1: another, 0: one of the ranks does not say.
-static int compare_steps(const LedgerViews *views, int a, int b, uint64_t sequence)
-{
-    const LedgerCall *one = step_of(&views->of_rank[a], sequence);
-    const LedgerCall *two = step_of(&views->of_rank[b], sequence);
-    if (!one || !two)
-        return 0;
-    const LedgerGroup *group_one = ledger_group_of(&views->of_rank[a], one->group_id);
-    const LedgerGroup *group_two = ledger_group_of(&views->of_rank[b], two->group_id);
-    bool named_alike = group_one && group_two ? strcmp(group_one->name, group_two->name) == 0
-                                              : !group_one == !group_two;
-    return named_alike && one->op == two->op && one->detail == two->detail ? 1 : -1;
 }
 
 // All ranks run one program: the first call, in their own count, at which some are in another
@@ -80,7 +65,7 @@ static int odd_in_sequence(const LedgerViews *views)
         for (int rank = 0; rank < views->ranks; rank++) {
             int same = 0, other = -1;
             for (int peer = 0; peer < views->ranks; peer++) {
-                int alike = compare_steps(views, rank, peer, sequence);
+                int alike = ledger_compare_steps(views, rank, peer, sequence);
                 same += alike > 0;
                 other = other < 0 && alike < 0 ? peer : other;
             }
@@ -93,6 +78,16 @@ static int odd_in_sequence(const LedgerViews *views)
             return sequence > first ? odd : -1;
     }
     return -1;
+}
+
+// A rank that waits for `rank` itself, -1 if there is none.
+static int waits_for(const LedgerViews *views, int rank)
+{
+    int waiting = 0;
+    while (waiting < views->ranks && !(is_waiting(&views->of_rank[waiting]) &&
+                                       owes(views, rank, &views->of_rank[waiting].state.waiting)))
+        waiting++;
+    return waiting < views->ranks ? waiting : -1;
 }
 
 // Who keeps *waiting from going on: goes from debtor to debtor until one waits for nobody, or is
@@ -111,7 +106,11 @@ static int find_culprit(const LedgerViews *views, int *waiting, bool *ring)
              !is_silent(views, &views->of_rank[debtor]));
     free(met);
     int odd = *ring ? odd_in_sequence(views) : -1;
-    return odd >= 0 ? odd : debtor;
+    int behind = odd >= 0 ? waits_for(views, odd) : -1;
+    if (behind < 0)
+        return debtor;
+    *waiting = behind;
+    return odd;
 }
 
 // Why the culprit does not come; false: it is at work, and may be for longer than that.
@@ -180,15 +179,15 @@ bool ledger_find_stall(const LedgerViews *views, LedgerVerdict *verdict)
     return false;
 }
 
-// True for a member; and for a rank of which nothing is known, when members are missing.
+// True for a member; and for any rank when members are missing, since what a lost rank has told may
+// be older than the group.
 static bool may_be_member(const LedgerViews *views, int rank, uint64_t id)
 {
     int members = 0;
     for (int peer = 0; peer < views->ranks; peer++)
         members += ledger_group_of(&views->of_rank[peer], id) != NULL;
-    const LedgerView *view = &views->of_rank[rank];
-    return view->known ? ledger_group_of(view, id) != NULL
-                       : members < ledger_any_group_of(views, id)->ranks;
+    return ledger_group_of(&views->of_rank[rank], id) ||
+           members < ledger_any_group_of(views, id)->ranks;
 }
 
 // A call in which a rank waits, and `lost` is of that group; else the last one that is known of it.

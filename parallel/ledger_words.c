@@ -41,6 +41,29 @@ bool ledger_is_first_member(const LedgerViews *views, int rank, uint64_t id)
     return true;
 }
 
+static const LedgerCall *step_of(const LedgerView *view, uint64_t sequence)
+{
+    uint64_t begin = view->entry_count > 0 ? view->entries[0].sequence : UINT64_MAX;
+    bool there = sequence >= begin && sequence < begin + (uint64_t)view->entry_count;
+    return there ? &view->entries[sequence - begin] : NULL;
+}
+
+int ledger_compare_steps(const LedgerViews *views, int a, int b, uint64_t sequence)
+{
+    const LedgerCall *one = step_of(&views->of_rank[a], sequence);
+    const LedgerCall *two = step_of(&views->of_rank[b], sequence);
+    if (!one || !two)
+        return 0;
+    const LedgerGroup *group_one = ledger_group_of(&views->of_rank[a], one->group_id);
+    const LedgerGroup *group_two = ledger_group_of(&views->of_rank[b], two->group_id);
+    bool named_alike = group_one && group_two ? strcmp(group_one->name, group_two->name) == 0
+                                              : !group_one == !group_two;
+    return named_alike && one->op == two->op && one->dtype == two->dtype &&
+                   one->detail == two->detail
+               ? 1
+               : -1;
+}
+
 void ledger_describe_what(const LedgerCall *call, char *text, size_t bytes)
 {
     CallOp op = (CallOp)call->op;

@@ -13,6 +13,9 @@ const LedgerGroup *ledger_group_of(const LedgerView *view, uint64_t id);
 const LedgerGroup *ledger_any_group_of(const LedgerViews *views, uint64_t id);
 // True when no lower rank has the group: whoever goes over all ranks and groups meets each once.
 bool ledger_is_first_member(const LedgerViews *views, int rank, uint64_t id);
+// Call number `sequence` of all that a rank made, whatever the group: 1, ranks a and b made the
+// same operation in groups of the same name; -1, another; 0, one of them does not say.
+int ledger_compare_steps(const LedgerViews *views, int a, int b, uint64_t sequence);
 
 void ledger_describe_what(const LedgerCall *call, char *text, size_t bytes);  // "maximum of 1 i64"
 void ledger_describe_where(const LedgerCall *call, char *text, size_t bytes); // phase and span

@@ -19,12 +19,35 @@ static bool went_well(ncclResult_t code, const char *what, char *why, size_t why
     return code == ncclSuccess;
 }
 
+static const Stream HOST = {.device = DEVICE_CPU};
+
+// Collective(group).
+static ncclResult_t register_window(Peer *peer)
+{
+    ncclWindow_t window = NULL;
+    Call call = {.op = CALL_WINDOW, .count = peer->total_bytes};
+    comm_begin(peer->comm, &call, 0, HOST);
+    ncclResult_t code = ncclCommWindowRegister(peer->comm.link->nccl, peer->local,
+                                               peer->total_bytes, &window, NCCL_WIN_COLL_SYMMETRIC);
+    comm_end(peer->comm, HOST);
+    peer->window = window;
+    return code;
+}
+
+static void deregister_window(Peer *peer)
+{
+    Call call = {.op = CALL_WINDOW};
+    comm_begin(peer->comm, &call, 0, HOST);
+    CHECK_NCCL(ncclCommWindowDeregister(peer->comm.link->nccl, peer->window));
+    comm_end(peer->comm, HOST);
+}
+
 static void close_all(Peer *peer)
 {
     CHECK_CUDA(cudaDeviceSynchronize());
     peer_meet(peer);
     if (peer->window)
-        CHECK_NCCL(ncclCommWindowDeregister(peer->comm.link->nccl, peer->window));
+        deregister_window(peer);
     peer_meet(peer);
     if (peer->local)
         CHECK_NCCL(ncclMemFree(peer->local));
@@ -64,12 +87,8 @@ static bool open_all(Peer *peer, char *why, size_t why_bytes)
     good = good &&
            went_well(ncclMemAlloc(&peer->local, peer->total_bytes), "ncclMemAlloc", why, why_bytes);
     if (peer_agree(peer, good, why, why_bytes)) {
-        ncclWindow_t window = NULL;
-        good = went_well(ncclCommWindowRegister(nccl, peer->local, peer->total_bytes, &window,
-                                                NCCL_WIN_COLL_SYMMETRIC),
-                         "ncclCommWindowRegister", why, why_bytes);
-        peer->window = window;
-        if (good && !window) {
+        good = went_well(register_window(peer), "ncclCommWindowRegister", why, why_bytes);
+        if (good && !peer->window) {
             good = false;
             snprintf(why, why_bytes,
                      "NCCL window: registration took no effect (no peer access between these GPUs, "
