@@ -190,6 +190,8 @@ static void set_up_layer(Job *job)
     job->arena = arena_create(MEMORY_DEVICE, job->device);
     job->experts_comm = mesh_comm(job->mesh, &job->spread.experts_axes);
     job->replicas_comm = mesh_comm(job->mesh, &job->spread.replica_axes);
+    comm_name(job->experts_comm, "experts");
+    comm_name(job->replicas_comm, "replicas");
     LayerWeightsSize size = {c, job->experts, 1, c->dtype, c->dtype, MEMORY_PARAMETERS};
     job->weights = layer_weights_push(&size, job->arena);
     layer_weights_fill(&job->source, job->first_expert, job->experts, &job->weights, job->stream);

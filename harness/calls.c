@@ -201,12 +201,29 @@ CallGroup *calls_split(CallGroup *parent, int colour, int rank, int ranks)
     return group;
 }
 
+static bool name_is_taken(const CallGroup *group, const char *name)
+{
+    const Calls *calls = group->calls;
+    for (int row = 0; row < calls->groups; row++) {
+        const CallGroup *other = &calls->group[row];
+        if (other != group && other->open && strcmp(other->name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+// All members open and name their groups in the same order, so they count the same namesakes.
 void calls_name(CallGroup *group, const char *name)
 {
     if (!group)
         return;
+    char unique[CALL_NAME_BYTES];
+    int namesakes = 1;
+    snprintf(unique, sizeof(unique), "%s", name);
+    while (name_is_taken(group, unique))
+        snprintf(unique, sizeof(unique), "%.18s#%d", name, ++namesakes % 1000);
     pthread_mutex_lock(&group->calls->mutex);
-    snprintf(group->name, sizeof(group->name), "%s", name);
+    memcpy(group->name, unique, sizeof(group->name));
     pthread_mutex_unlock(&group->calls->mutex);
 }
 

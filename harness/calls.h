@@ -115,7 +115,9 @@ void calls_destroy(Calls *calls);
 // NULL when nobody watches (parent NULL), when the group has one rank, or CALL_GROUPS_MAX are open.
 CallGroup *calls_job(Calls *calls);
 CallGroup *calls_split(CallGroup *parent, int colour, int rank, int ranks);
-void calls_name(CallGroup *group, const char *name); // Local. For messages: "ep", "dp*ep"
+// Local. For messages: "ep", "dp*ep". "#2" and so on is added where another open group has the
+// name: the watchdog takes groups of one name on several ranks for the same part of the program.
+void calls_name(CallGroup *group, const char *name);
 // Local. What a closed group did stays comparable until its place is needed.
 void calls_close(CallGroup *group);
 

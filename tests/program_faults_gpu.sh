@@ -27,16 +27,16 @@ fault() {
 
 for transport in window nccl; do
     expect_good 2 "${words[@]}" --transport $transport
-    fault $transport skip forward/combine 124 'rank 1\b.*collective [0-9]+ of ep\b.*phase first step, span forward/combine'
-    fault $transport sleep forward/combine 124 'rank 1\b.*not come to collective [0-9]+ of ep\b.*span forward/combine'
-    fault $transport stop forward/dispatch 124 'rank 1\b.*not come to collective [0-9]+ of ep\b.*span forward/dispatch'
+    fault $transport skip forward/combine 124 'rank 1\b.*collective [0-9]+ of experts\b.*phase first step, span forward/combine'
+    fault $transport sleep forward/combine 124 'rank 1\b.*not come to collective [0-9]+ of experts\b.*span forward/combine'
+    fault $transport stop forward/dispatch 124 'rank 1\b.*not come to collective [0-9]+ of experts\b.*span forward/dispatch'
     fault $transport kill forward/combine 137 'rank 1\b.*is gone.*collective [0-9]+ of'
     # The rank whose kernel trapped says so itself, and where it and the other stand.
     fault $transport trap forward/dispatch 69 'error: .*rank 1 of 2' '^meanwhile: .*rank 1 (in|after) collective [0-9]+ of'
 done
-fault window other backward/dispatch 124 'rank 1\b.*collective [0-9]+ of ep\b.*peer_barrier'
-fault nccl count forward/combine 124 'rank 1\b.*collective [0-9]+ of ep\b.*all_to_all'
-fault ipc skip backward/combine 124 'rank 1\b.*collective [0-9]+ of ep\b.*peer_barrier'
+fault window other backward/dispatch 124 'rank 1\b.*collective [0-9]+ of experts\b.*peer_barrier'
+fault nccl count forward/combine 124 'rank 1\b.*collective [0-9]+ of experts\b.*all_to_all'
+fault ipc skip backward/combine 124 'rank 1\b.*collective [0-9]+ of experts\b.*peer_barrier'
 fault nccl sleep gather 124 'rank 1\b.*not come to collective [0-9]+ of job\b.*phase gather'
 # A graph's replays are calls too.
 words+=(--samples 3)

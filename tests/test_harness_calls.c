@@ -125,6 +125,9 @@ static void groups_have_one_id_on_all_members(void **state)
         CallGroup *other = calls_split(job, rank % 2, rank / 2, 2);
         calls_name(half, "half");
         assert_string_equal(half->name, "half");
+        calls_name(quarter, "half");
+        assert_string_equal(quarter->name, "half#2");
+        calls_name(quarter, "quarter");
         id[rank][0] = half->id;
         id[rank][1] = quarter->id;
         id[rank][2] = other->id;

@@ -128,11 +128,18 @@ static void make_groups(LmTrainer *t)
     g->group[LM_EXPERTS].replica = mesh_comm(mesh, &l->experts_replica);
     g->tp = mesh_comm(mesh, &l->tp);
     g->experts = mesh_comm(mesh, &l->experts);
+    comm_name(g->group[LM_DENSE].shard, "dense shards");
+    comm_name(g->group[LM_DENSE].replica, "dense replicas");
+    comm_name(g->group[LM_EXPERTS].shard, "expert shards");
+    comm_name(g->group[LM_EXPERTS].replica, "expert replicas");
+    comm_name(g->tp, "tensor parallel");
+    comm_name(g->experts, "experts");
     g->kept = (Comm){.rank = 0, .ranks = 1};
     int kept = t->settings.training->reshard;
     if (kept > 1) {
         Comm shard = g->group[LM_DENSE].shard;
         g->kept = comm_split(shard, shard.rank / kept, shard.rank);
+        comm_name(g->kept, "kept shards");
     }
 }
 
