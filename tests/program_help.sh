@@ -18,7 +18,7 @@ done
 expect_good 0 dp2ep --help
 for option in mesh experts_on experts top_k dim hidden tokens score score_before_experts normalise_top_k route_scale \
     expert_bias shared_hidden shared_gate dtype device routing align save exact check transport seed forward_only samples \
-    max_noise timeout output json load force; do
+    max_noise timeout output json load force watchdog_s; do
     case $option in
     output) expect_text out '(^|[ ,])-o\b' ;;
     *) expect_text out "--(\[no-\])?$option\b" ;;
@@ -46,6 +46,16 @@ expect_error 2 'top-k|topk' 2 dp2ep --topk 2
 expect_text err '--top_k'
 expect_error 2 'shwo' 0 results shwo x.h5
 expect_text err 'show'
+
+# An option for tests alone is told to nobody.
+expect_good 0 dp2ep --help
+checks=$((checks + 1))
+! grep -q -e '--fault' out || fail "--fault is in --help"
+expect_error 2 'falt' 2 dp2ep --falt 4
+checks=$((checks + 1))
+! grep -q -e '--fault' err || fail "--fault is suggested"
+expect_error 2 'fault' 2 dp2ep --fault often
+expect_error 2 'watchdog_s' 2 dp2ep --watchdog_s -1
 
 # No command at all: usage on stderr, not a table of results.
 run 0
