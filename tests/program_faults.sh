@@ -3,7 +3,7 @@
 # fault's own code and one message that names rank, collective and phase; what was journalled before is there, and no
 # process stays. A job that is only told to stop, or slow, is left alone.
 # timeout: 900
-# $1: the build folder. FAULTS=all (environment): every fault in every phase on 2, 4 and 8 ranks; else a sample.
+# $1: the build folder. FAULTS=all (environment): every fault in every phase on 2, 4 and 8 ranks (RANKS); else a sample.
 # shellcheck source=tests/program_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
 
@@ -166,7 +166,7 @@ await_all() {
 }
 
 if [ "${FAULTS:-}" = all ]; then
-    for ranks in 2 4 8; do
+    for ranks in ${RANKS:-2 4 8}; do
         whole $ranks
         for command in "${!words[@]}"; do
             for phase in ${phases[$command]}; do
