@@ -76,6 +76,11 @@
   function edgePath(from, to) {
     const x0 = from.x, y0 = from.y + HEIGHT / 2, x1 = to.x, y1 = to.y - HEIGHT / 2;
     const bend = Math.max(16, Math.min(60, Math.abs(y1 - y0) / 2));
+    // A long edge between boxes of one column would run through those between: it swings out.
+    if (y1 - y0 > 4 * HEIGHT && Math.abs(x1 - x0) < 60) {
+      const out = Math.max(x0 + from.w / 2, x1 + to.w / 2) + Math.min(260, 30 + (y1 - y0) / 8);
+      return `M${x0},${y0}C${x0},${y0 + bend} ${out},${y0 + bend} ${out},${(y0 + y1) / 2}S${x1},${y1 - bend} ${x1},${y1}`;
+    }
     return `M${x0},${y0}C${x0},${y0 + bend} ${x1},${y1 - bend} ${x1},${y1}`;
   }
 

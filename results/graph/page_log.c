@@ -194,12 +194,29 @@ static void describe_arguments(const TorchLog *log, const LogModule *module, con
     }
 }
 
+// "buf3 = extern_kernels.mm": calls of one kernel are told apart by what they write.
+static void call_title(const TorchLog *log, const LogCall *call, char *title, size_t bytes)
+{
+    Slice list = slice_of(call->arguments), argument;
+    size_t length = (size_t)snprintf(title, bytes, "%.40s", call->result);
+    for (int64_t i = 0; slice_take_item(&list, &argument) && length < bytes / 2; i++) {
+        bool reads, writes;
+        argument_role(log, call, i, &argument, &reads, &writes);
+        Slice name = tensor_name(argument);
+        if (writes)
+            length += (size_t)snprintf(title + length, bytes - length, "%s%.*s", length ? ", " : "",
+                                       (int)(name.bytes < 40 ? name.bytes : 40), name.at);
+    }
+    snprintf(title + length, bytes - length, "%s%s", length ? " = " : "", call->name);
+}
+
 static Json *call_node(const TorchLog *log, const LogModule *module, const LogCall *call)
 {
-    char names[2048];
+    char names[2048], title[TITLE_BYTES];
+    call_title(log, call, title, sizeof(title));
     const LogKernel *kernel = call->kernel < 0 ? NULL : &log->kernels.items[call->kernel];
     Json *node =
-        page_node(call->name, kernel ? kernel->kind : "extern", kernel ? "kernel" : "extern");
+        page_node(title, kernel ? kernel->kind : "extern", kernel ? "kernel" : "extern");
     page_detail(node, "arguments", "%s", call->arguments);
     page_detail(node, "result", "%s", call->result);
     describe_arguments(log, module, call, node);
@@ -390,7 +407,9 @@ static Json *texts_of_log(const TorchLog *log, Json *document)
 Json *page_of_log(const TorchLog *log)
 {
     char title[TITLE_BYTES];
-    snprintf(title, sizeof(title), "%.100s%s", log->files.count ? log->files.items[0].name : "",
+    const char *name = log->files.count ? log->files.items[0].name : "";
+    const char *slash = strrchr(name, '/');
+    snprintf(title, sizeof(title), "%.100s%s", slash ? slash + 1 : name,
              log->files.count > 1 ? " and more" : "");
     Json *document = json_set(json_object(), "title", json_text(title));
     Json *tabs = json_array(), *codes = json_array();
