@@ -215,8 +215,7 @@ static Json *call_node(const TorchLog *log, const LogModule *module, const LogCa
     char names[2048], title[TITLE_BYTES];
     call_title(log, call, title, sizeof(title));
     const LogKernel *kernel = call->kernel < 0 ? NULL : &log->kernels.items[call->kernel];
-    Json *node =
-        page_node(title, kernel ? kernel->kind : "extern", kernel ? "kernel" : "extern");
+    Json *node = page_node(title, kernel ? kernel->kind : "extern", kernel ? "kernel" : "extern");
     page_detail(node, "arguments", "%s", call->arguments);
     page_detail(node, "result", "%s", call->result);
     describe_arguments(log, module, call, node);

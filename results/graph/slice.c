@@ -7,7 +7,7 @@
 
 #include "harness/check.h"
 
-enum { POOL_PIECE_BYTES = 1 << 20, NAME_MAP_START = 64, LIST_START = 8 };
+enum { PIECE_BYTES_MIN = 1 << 12, PIECE_BYTES_MAX = 1 << 20, NAME_MAP_START = 64, LIST_START = 8 };
 
 Slice slice_of(const char *text)
 {
@@ -208,7 +208,9 @@ const char *pool_keep(Pool *pool, Slice slice)
 {
     size_t needed = slice.bytes + 1;
     if (!pool->last || pool->last->bytes - pool->last->used < needed) {
-        size_t bytes = needed > POOL_PIECE_BYTES ? needed : POOL_PIECE_BYTES;
+        size_t bytes = pool->last ? 2 * pool->last->bytes : PIECE_BYTES_MIN;
+        bytes = bytes > PIECE_BYTES_MAX ? PIECE_BYTES_MAX : bytes;
+        bytes = needed > bytes ? needed : bytes;
         Piece *piece = taken(malloc(sizeof(Piece) + bytes), bytes);
         piece->previous = pool->last;
         piece->used = 0;

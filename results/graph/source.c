@@ -11,7 +11,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
-enum { READ_BYTES = 1 << 20, WRITE_BYTES = 1 << 22, GZIP_LEVEL = 1, GZIP_WINDOW = 15 + 16 };
+enum { READ_BYTES = 1 << 17, WRITE_BYTES = 1 << 20, GZIP_LEVEL = 1, GZIP_WINDOW = 15 + 16 };
 
 struct Source {
     gzFile file;

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PIECE_BYTES = 1 << 20 };
+enum { PIECE_BYTES = 1 << 18 };
 
 static bool feed_all(TorchLog *log, Source *source, Error *error)
 {

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WINDOW_BYTES = 1 << 22, WINDOW_BYTES_MAX = 1 << 27 };
+enum { WINDOW_BYTES = 1 << 18, WINDOW_BYTES_MAX = 1 << 27 };
 
 typedef struct Reader {
     Source *source;
@@ -189,7 +189,7 @@ static JsonOutcome visit_member(JsonScan *scan, Slice key, void *context)
     return outcome;
 }
 
-static JsonOutcome scan_event(JsonScan *scan, TraceEvent *event)
+JsonOutcome trace_scan_event(JsonScan *scan, TraceEvent *event)
 {
     *event = (TraceEvent){
         .ts_us = (double)NAN, .duration_us = (double)NAN, .external_id = -1, .correlation = -1};
@@ -209,7 +209,7 @@ static bool take_value(Reader *reader, TraceEvent *event, Error *error)
     for (;;) {
         JsonScan scan = {reader->at, reader->end, NULL};
         JsonOutcome outcome = reader->at == reader->end ? JSON_MORE
-                              : event                   ? scan_event(&scan, event)
+                              : event                   ? trace_scan_event(&scan, event)
                                                         : json_scan_value(&scan);
         // A number at the end of the file ends there.
         if (outcome == JSON_MORE && reader->at_end)

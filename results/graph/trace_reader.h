@@ -23,6 +23,8 @@ typedef struct TraceVisitor {
     void *context;
 } TraceVisitor;
 
+// Local. Takes the event (or what stands in its place) that `scan` is before apart.
+JsonOutcome trace_scan_event(JsonScan *scan, TraceEvent *event);
 // Local. Walks a whole trace. Error 66, 74; 65 with the offset when it is no JSON, ends too early,
 // or holds no list of events.
 bool trace_walk(const char *path, const TraceVisitor *visitor, Error *error);
