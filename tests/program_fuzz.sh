@@ -39,7 +39,7 @@ done
 for file in "$golden"/torch_logs/*.trace.json; do
     { echo '{"traceEvents":[' && grep -A 8 -m 3 '"cat": "\(cpu_op\|kernel\)"' "$file" | tr -d '\n' | head -c 3000; } \
         >"seeds_trace/$(basename "$file")"
-    split -b 3000 -n 3 --additional-suffix=".$(basename "$file")" "$file" seeds_trace/ 2>/dev/null
+    split -b 3000 --additional-suffix=".$(basename "$file")" "$file" seeds_trace/ 2>/dev/null
 done
 echo '{"traceEvents":[{"cat":"cpu_op","name":"triton_k_0","pid":1,"tid":2,"ts":1.5,"dur":2,"args":{"External id":3,"kernel_hash":"h"}},{"cat":"kernel","name":"triton_k_0","ts":4,"dur":1,"args":{"External id":3,"correlation":5}}]}' \
     >seeds_trace/small

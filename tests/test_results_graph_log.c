@@ -422,6 +422,18 @@ static void both_forms_of_call_are_read(void **state)
     }
 }
 
+// Calls without the arguments they should have.
+static void empty_brackets_are_survived(void **state)
+{
+    (void)state;
+    TorchLog *log = read_text("DEBUG:a.b:Output code:\n# AOT ID: []\ndef call(args):\n"
+                              "    assert_size_stride()\n    buf0 = empty_strided_cuda()\n"
+                              "    buf1 = reinterpret_tensor()\n    extern_kernels.mm()\n"
+                              "    x = rand_strided()\n    buf2 = torch.ops.a.b(buf9, out=)\n");
+    assert_int_equal(torch_log_extern_calls(log), 2);
+    torch_log_destroy(log);
+}
+
 static void one_name_in_two_modules_is_two_kernels(void **state)
 {
     (void)state;
@@ -539,6 +551,7 @@ int main(void)
         cmocka_unit_test(ranks_come_from_the_line_or_the_file),
         cmocka_unit_test(roles_of_parameters_are_kept),
         cmocka_unit_test(both_forms_of_call_are_read),
+        cmocka_unit_test(empty_brackets_are_survived),
         cmocka_unit_test(one_name_in_two_modules_is_two_kernels),
         cmocka_unit_test(pieces_of_any_size_give_the_same),
         cmocka_unit_test(long_and_strange_lines_pass),

@@ -4,56 +4,17 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "harness/check.h"
 
-enum { PIECE_BYTES_MIN = 1 << 12, PIECE_BYTES_MAX = 1 << 20, NAME_MAP_START = 64, LIST_START = 8 };
-
-Slice slice_of(const char *text)
-{
-    return (Slice){text, strlen(text)};
-}
-
-bool slice_same(Slice a, Slice b)
-{
-    return a.bytes == b.bytes && (a.bytes == 0 || memcmp(a.at, b.at, a.bytes) == 0);
-}
-
-bool slice_is(Slice slice, const char *text)
-{
-    return slice_same(slice, slice_of(text));
-}
-
-bool slice_starts(Slice slice, const char *text)
-{
-    size_t bytes = strlen(text);
-    return slice.bytes >= bytes && memcmp(slice.at, text, bytes) == 0;
-}
-
-bool slice_ends(Slice slice, const char *text)
-{
-    size_t bytes = strlen(text);
-    return slice.bytes >= bytes && memcmp(slice.at + slice.bytes - bytes, text, bytes) == 0;
-}
-
-Slice slice_after(Slice slice, size_t bytes)
-{
-    size_t skipped = bytes < slice.bytes ? bytes : slice.bytes;
-    return (Slice){slice.at + skipped, slice.bytes - skipped};
-}
-
-Slice slice_until(Slice slice, size_t bytes)
-{
-    return (Slice){slice.at, bytes < slice.bytes ? bytes : slice.bytes};
-}
-
-bool slice_take(Slice *slice, const char *text)
-{
-    if (!slice_starts(*slice, text))
-        return false;
-    *slice = slice_after(*slice, strlen(text));
-    return true;
-}
+enum {
+    PIECE_BYTES_MIN = 1 << 12,
+    PIECE_BYTES_MAX = 1 << 22,
+    HUGE_PAGE_BYTES = 1 << 21,
+    NAME_MAP_START = 64,
+    LIST_START = 8
+};
 
 static bool is_space(char c)
 {
@@ -72,12 +33,6 @@ Slice slice_trim(Slice slice)
 size_t slice_find(Slice slice, const char *text)
 {
     const char *found = slice.bytes ? memmem(slice.at, slice.bytes, text, strlen(text)) : NULL;
-    return found ? (size_t)(found - slice.at) : slice.bytes;
-}
-
-size_t slice_find_char(Slice slice, char c)
-{
-    const char *found = slice.bytes ? memchr(slice.at, c, slice.bytes) : NULL;
     return found ? (size_t)(found - slice.at) : slice.bytes;
 }
 
@@ -130,20 +85,26 @@ static size_t quoted_bytes(Slice slice)
     return slice.bytes;
 }
 
-// Offset of the first character of `stops` outside brackets and quotes; a closing bracket that was
-// not opened here stops too.
+// Offset of the first `stop` (a comma or a closing bracket) outside brackets and quotes; a closing
+// bracket that was not opened here stops too.
 static size_t find_outside(Slice slice, char stop)
 {
+    static const bool special[256] = {
+        ['\''] = true, ['"'] = true, ['('] = true, [')'] = true, ['['] = true,
+        [']'] = true,  ['{'] = true, ['}'] = true, [','] = true,
+    };
     int depth = 0;
     for (size_t i = 0; i < slice.bytes; i++) {
         char c = slice.at[i];
+        if (!special[(unsigned char)c])
+            continue;
         if (depth == 0 && c == stop)
             return i;
         if (c == '\'' || c == '"')
             i += quoted_bytes(slice_after(slice, i)) - 1;
         else if (c == '(' || c == '[' || c == '{')
             depth++;
-        else if ((c == ')' || c == ']' || c == '}') && --depth < 0)
+        else if (c != ',' && --depth < 0)
             return i;
     }
     return slice.bytes;
@@ -152,6 +113,7 @@ static size_t find_outside(Slice slice, char stop)
 bool slice_take_item(Slice *list, Slice *item)
 {
     Slice rest = slice_trim(*list);
+    *item = slice_until(rest, 0);
     if (rest.bytes == 0)
         return false;
     size_t bytes = find_outside(rest, ',');
@@ -204,6 +166,17 @@ void pool_destroy(Pool *pool)
     free(pool);
 }
 
+// Large pieces on huge pages: a log of gigabytes costs that many page faults less.
+static Piece *new_piece(size_t bytes)
+{
+    if (bytes < PIECE_BYTES_MAX)
+        return taken(malloc(bytes), bytes);
+    size_t rounded = (bytes + HUGE_PAGE_BYTES - 1) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    Piece *piece = taken(aligned_alloc(HUGE_PAGE_BYTES, rounded), rounded);
+    madvise(piece, rounded, MADV_HUGEPAGE);
+    return piece;
+}
+
 const char *pool_keep(Pool *pool, Slice slice)
 {
     size_t needed = slice.bytes + 1;
@@ -211,7 +184,7 @@ const char *pool_keep(Pool *pool, Slice slice)
         size_t bytes = pool->last ? 2 * pool->last->bytes : PIECE_BYTES_MIN;
         bytes = bytes > PIECE_BYTES_MAX ? PIECE_BYTES_MAX : bytes;
         bytes = needed > bytes ? needed : bytes;
-        Piece *piece = taken(malloc(sizeof(Piece) + bytes), bytes);
+        Piece *piece = new_piece(sizeof(Piece) + bytes);
         piece->previous = pool->last;
         piece->used = 0;
         piece->bytes = bytes;
@@ -255,7 +228,7 @@ static struct NameMapEntry *entry_of(const NameMap *map, Slice name)
     uint64_t mask = (uint64_t)map->capacity - 1;
     for (uint64_t at = hash_of(name) & mask;; at = (at + 1) & mask) {
         struct NameMapEntry *entry = &map->entries[at];
-        if (!entry->name || slice_is(name, entry->name))
+        if (!entry->name || slice_same(name, (Slice){entry->name, entry->bytes}))
             return entry;
     }
 }
@@ -269,13 +242,15 @@ void name_map_put(NameMap *map, const char *name, int64_t index)
         larger.count = map->count;
         for (int64_t i = 0; i < map->capacity; i++)
             if (map->entries[i].name)
-                *entry_of(&larger, slice_of(map->entries[i].name)) = map->entries[i];
+                *entry_of(&larger, (Slice){map->entries[i].name, map->entries[i].bytes}) =
+                    map->entries[i];
         free(map->entries);
         *map = larger;
     }
-    struct NameMapEntry *entry = entry_of(map, slice_of(name));
+    Slice key = slice_of(name);
+    struct NameMapEntry *entry = entry_of(map, key);
     map->count += entry->name == NULL;
-    *entry = (struct NameMapEntry){name, index};
+    *entry = (struct NameMapEntry){name, key.bytes, index};
 }
 
 int64_t name_map_find(const NameMap *map, Slice name)

@@ -184,7 +184,7 @@ static bool begins_custom(Slice text)
 {
     Slice line = slice_trim(text);
     return slice_ends(line, "TRACED GRAPH") || slice_ends(line, "Output code:") ||
-           slice_find(line, "Output code written to: ") < line.bytes;
+           (slice_ends(line, ".py") && slice_find(line, "Output code written to: ") < line.bytes);
 }
 
 static LogLine custom_line(const LogLine *line)
@@ -205,6 +205,8 @@ static LogLine custom_line(const LogLine *line)
 static bool is_warning(Slice text)
 {
     Slice head = slice_until(text, FIRST_PATH_BYTES);
+    if (head.bytes == 0 || head.at[0] == ' ' || head.at[0] == '#')
+        return false;
     size_t at = slice_find(head, "Warning: ");
     if (at == head.bytes)
         return false;

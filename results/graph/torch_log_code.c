@@ -74,9 +74,7 @@ static void fragment_comment(TorchLog *log, PendingComments *pending, Slice text
 {
     Slice rest = slice_after(text, 1);
     Slice name = slice_take_name(&rest);
-    bool operation = slice_find(rest, "= call_function[") < rest.bytes ||
-                     slice_find(rest, "= call_module[") < rest.bytes ||
-                     slice_find(rest, "= call_method[") < rest.bytes;
+    bool operation = slice_find(rest, "= call_") < rest.bytes; // function, module, method
     if (operation && name.bytes)
         *GROW(pending->fragment) = keep(log, name);
 }
@@ -124,6 +122,8 @@ static const char *opens_string(Slice text)
 {
     static const char *const quotes[] = {"'''", "\"\"\""};
     for (size_t i = 0; i < COUNT_OF(quotes); i++) {
+        if (slice_find_char(text, quotes[i][0]) == text.bytes)
+            continue;
         size_t at = slice_find(text, quotes[i]);
         Slice rest = slice_after(text, at + 3);
         if (at < text.bytes && slice_find(rest, quotes[i]) == rest.bytes)
@@ -191,7 +191,7 @@ static bool is_module_text(Slice text)
         "from ", "import ",        "def ",  "class ", "if ",    "@",     ")", "]", "}",
         "del ",  "async_compile.", "with ", "try:",   "except", "else:", "#", "'", "\""};
     for (size_t i = 0; i < COUNT_OF(starts); i++)
-        if (slice_starts(text, starts[i]))
+        if (text.at[0] == starts[i][0] && slice_starts(text, starts[i]))
             return true;
     Slice rest = text;
     bool named = slice_take_name(&rest).bytes > 0;

@@ -341,12 +341,20 @@ static bool split_assignment(Slice text, Slice *name, Slice *hint, Slice *rest)
     return slice_take(rest, " = ");
 }
 
+// a, b, = fx_pytree.tree_flatten_spec(...)
+static bool is_unpacking(Slice text)
+{
+    Slice rest = text;
+    bool list = slice_take_name(&rest).bytes == 0 || slice_starts(rest, ",");
+    return list && slice_find(rest, "tree_flatten_spec(") < rest.bytes;
+}
+
 LineFate graph_block_line(TorchLog *log, Stream *stream, const LogLine *line)
 {
     Slice text = slice_trim(line->text), name, hint, rest = text;
     if (text.bytes == 0)
         return LINE_UNDERSTOOD;
-    if (slice_find(text, "(torch.nn.Module):") < text.bytes) {
+    if (slice_ends(text, "(torch.nn.Module):")) {
         class_line(log, stream, text, line->number);
     } else if (slice_take(&rest, "def forward(")) {
         signature_line(log, stream, rest, line->number);
@@ -356,7 +364,7 @@ LineFate graph_block_line(TorchLog *log, Stream *stream, const LogLine *line)
         signature_line(log, stream, text, line->number);
     } else if (slice_take(&rest, "return ") || slice_is(rest, "return")) {
         return_line(log, stream, rest, line->number);
-    } else if (slice_find(text, "tree_flatten_spec(") < text.bytes) {
+    } else if (is_unpacking(text)) {
         unpack_line(log, stream, slice_until(text, slice_find(text, " = ")), line->number);
     } else if (split_assignment(text, &name, &hint, &rest)) {
         operation_line(log, stream, name, hint, rest, line->number);

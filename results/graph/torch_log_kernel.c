@@ -71,7 +71,7 @@ int element_bytes_of(Slice type)
     for (size_t i = 0; i < type.bytes && i < sizeof(lower) - 1; i++)
         lower[i] = type.at[i] >= 'A' && type.at[i] <= 'Z' ? (char)(type.at[i] + 32) : type.at[i];
     for (size_t i = 0; i < COUNT_OF(types); i++)
-        if (slice_starts(slice_of(lower), types[i].name))
+        if (types[i].name[0] == lower[0] && slice_starts(slice_of(lower), types[i].name))
             return types[i].bytes;
     return 0;
 }

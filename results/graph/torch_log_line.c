@@ -192,6 +192,8 @@ static bool parse_short(LogLine *line)
 {
     static const char *const levels[] = {"DEBUG:", "INFO:", "WARNING:", "ERROR:", "CRITICAL:"};
     Slice rest = line->text;
+    if (rest.bytes == 0 || !memchr("DIWEC", rest.at[0], 5))
+        return false;
     for (size_t i = 0; i < COUNT_OF(levels); i++) {
         if (!slice_take(&rest, levels[i]))
             continue;

@@ -226,7 +226,7 @@ static void count_unmatched(TraceCounts *counts, Slice name, const char *why)
 // What stands at the end of the object: what depends on the event itself.
 static void write_tail(const Addition *addition, const TraceEvent *event, char *tail, size_t bytes)
 {
-    double gbps = addition->bytes / event->duration_us / 1e3;
+    double gbps = addition->bytes / trace_number(event->duration) / 1e3;
     size_t length = 0;
     tail[0] = '\0';
     if (isfinite(gbps))

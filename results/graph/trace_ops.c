@@ -231,7 +231,7 @@ static void add_launch(TraceOps *ops, const TraceEvent *event)
         slice_find(event->name, "aunch") < event->name.bytes)
         *GROW(ops->launches) = (TraceLaunch){.correlation = event->correlation,
                                              .thread = thread_of(event),
-                                             .begin_us = event->ts_us};
+                                             .begin_us = trace_number(event->ts)};
 }
 
 void trace_ops_add(TraceOps *ops, const TraceEvent *event)
@@ -247,11 +247,11 @@ void trace_ops_add(TraceOps *ops, const TraceEvent *event)
         event->kernel_hash.bytes ? name_map_find(&ops->kernel_of_hash, event->kernel_hash) : -1;
     if (!region && number < 0 && hash < 0)
         return;
-    double duration = isnan(event->duration_us) ? 0 : event->duration_us;
+    double begin_us = trace_number(event->ts), duration_us = trace_number(event->duration);
     *GROW(ops->ops) = (TraceOp){.external_id = event->external_id,
                                 .thread = thread_of(event),
-                                .begin_us = event->ts_us,
-                                .end_us = event->ts_us + duration,
+                                .begin_us = begin_us,
+                                .end_us = begin_us + (isnan(duration_us) ? 0 : duration_us),
                                 .name = number < 0 && !region ? NAME_REGION - 1 : (int)number,
                                 .parent = -1,
                                 .module = -1,
@@ -452,12 +452,12 @@ static const TraceOp *op_around(const TraceOps *ops, uint64_t thread, double tim
 static const TraceOp *op_of_launch(const TraceOps *ops, const TraceEvent *event)
 {
     int64_t low = 0, high = event->correlation < 0 ? 0 : ops->launches.count;
+    double ts_us = trace_number(event->ts);
     while (low < high) {
         int64_t middle = (low + high) / 2;
         const TraceLaunch *launch = &ops->launches.items[middle];
-        bool behind =
-            launch->correlation > event->correlation ||
-            (launch->correlation == event->correlation && launch->begin_us > event->ts_us);
+        bool behind = launch->correlation > event->correlation ||
+                      (launch->correlation == event->correlation && launch->begin_us > ts_us);
         if (behind)
             high = middle;
         else
@@ -493,8 +493,9 @@ static bool match_of(const TraceOps *ops, const TraceOp *op, LogMatch *match)
 bool trace_ops_of_kernel(const TraceOps *ops, const TraceEvent *event, LogMatch *match,
                          bool *by_hash)
 {
-    const TraceOp *op =
-        event->external_id < 0 ? NULL : op_with_id(ops, event->external_id, event->ts_us);
+    const TraceOp *op = event->external_id < 0
+                            ? NULL
+                            : op_with_id(ops, event->external_id, trace_number(event->ts));
     if (!op)
         op = op_of_launch(ops, event);
     *by_hash = op && op->hash_kernel >= 0;
@@ -503,9 +504,10 @@ bool trace_ops_of_kernel(const TraceOps *ops, const TraceEvent *event, LogMatch 
 
 bool trace_ops_of_op(const TraceOps *ops, const TraceEvent *event, LogMatch *match)
 {
-    const TraceOp *op =
-        event->external_id < 0 ? NULL : op_with_id(ops, event->external_id, event->ts_us);
-    bool same =
-        op && op->begin_us == event->ts_us && op->thread == thread_of(event) && op->module >= 0;
+    const TraceOp *op = event->external_id < 0
+                            ? NULL
+                            : op_with_id(ops, event->external_id, trace_number(event->ts));
+    bool same = op && op->begin_us == trace_number(event->ts) && op->thread == thread_of(event) &&
+                op->module >= 0;
     return same && match_of(ops, op, match);
 }

@@ -120,14 +120,10 @@ static JsonOutcome raw_member(JsonScan *scan, Slice *value)
     return outcome;
 }
 
-static JsonOutcome real_member(JsonScan *scan, double *value)
+double trace_number(Slice number)
 {
-    const char *first = scan->at;
-    JsonOutcome outcome = json_scan_value(scan);
-    bool number = outcome == JSON_GOOD && first < scan->at && *first != '"' && *first != '{';
-    if (number)
-        *value = strtod(first, NULL); // it ends where the number does
-    return outcome;
+    bool is_number = number.bytes > 0 && number.at[0] != '"' && number.at[0] != '{';
+    return is_number ? strtod(number.at, NULL) : (double)NAN; // it ends where the number does
 }
 
 static JsonOutcome integer_member(JsonScan *scan, int64_t *value)
@@ -175,9 +171,9 @@ static JsonOutcome visit_member(JsonScan *scan, Slice key, void *context)
     else if (slice_is(key, "cat"))
         outcome = text_member(scan, &event->category);
     else if (slice_is(key, "ts"))
-        outcome = real_member(scan, &event->ts_us);
+        outcome = raw_member(scan, &event->ts);
     else if (slice_is(key, "dur"))
-        outcome = real_member(scan, &event->duration_us);
+        outcome = raw_member(scan, &event->duration);
     else if (slice_is(key, "pid"))
         outcome = raw_member(scan, &event->pid);
     else if (slice_is(key, "tid"))
@@ -191,8 +187,7 @@ static JsonOutcome visit_member(JsonScan *scan, Slice key, void *context)
 
 JsonOutcome trace_scan_event(JsonScan *scan, TraceEvent *event)
 {
-    *event = (TraceEvent){
-        .ts_us = (double)NAN, .duration_us = (double)NAN, .external_id = -1, .correlation = -1};
+    *event = (TraceEvent){.external_id = -1, .correlation = -1};
     const char *first = scan->at;
     JsonOutcome outcome =
         *scan->at == '{' ? json_scan_members(scan, visit_member, event) : json_scan_value(scan);

@@ -9,7 +9,7 @@
 typedef struct TraceEvent {
     Slice whole;
     Slice category, name, pid, tid;   // "cat", "name"; pid and tid as written
-    double ts_us, duration_us;        // NaN when absent
+    Slice ts, duration;               // microseconds, as written: see trace_number
     int64_t external_id, correlation; // -1 when absent
     Slice kernel_hash, kernel_file;
     bool has_args, args_empty, has_inductor;
@@ -23,6 +23,8 @@ typedef struct TraceVisitor {
     void *context;
 } TraceVisitor;
 
+// Local. A number as written in an event; NaN when it is absent or none.
+double trace_number(Slice number);
 // Local. Takes the event (or what stands in its place) that `scan` is before apart.
 JsonOutcome trace_scan_event(JsonScan *scan, TraceEvent *event);
 // Local. Walks a whole trace. Error 66, 74; 65 with the offset when it is no JSON, ends too early,
