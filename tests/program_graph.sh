@@ -48,6 +48,15 @@ checks=$((checks + 1))
 expect_error 73 'page.html exists already' 0 graph "$logs/train.short.txt" -o page.html
 expect_good 0 graph "$logs/train.short.txt" -o page.html --force
 
+# Our own runs: the phases of each measurement.
+expect_good 2 dp2ep --mesh ep=2 --samples 5 -o r.h5
+expect_good 0 graph r.h5 -o run.html
+expect_text out 'forward/dispatch'
+expect_text run.html '"forward/dispatch"'
+expect_text run.html 'collective: it sends to other ranks'
+head -c 3000 r.h5 >damaged.h5
+expect_error 65 'damaged.h5' 0 graph damaged.h5 -o x.html
+
 expect_error 66 'no file nowhere.txt' 0 graph nowhere.txt -o x.html
 expect_error 66 'is a folder' 0 graph . -o x.html
 expect_error 2 'needs a log' 0 graph -o x.html

@@ -328,6 +328,12 @@ static Json *kernel_code(const TorchLog *log, int index)
     page_detail(code, "kind", "%s, %s", kernel->kind, kernel->language);
     page_detail(code, "code of", "%s", module->aot_id);
     page_detail(code, "calls", "%lld", (long long)kernel->calls);
+    for (int64_t c = 0; c < module->calls.count; c++) {
+        if (module->calls.items[c].kernel != index)
+            continue;
+        describe_arguments(log, module, &module->calls.items[c], code);
+        break; // the other calls have the same shapes
+    }
     describe_bytes(code, kernel_bytes(log, index, false), kernel_bytes(log, index, true));
     join_names(&kernel->original_aten, names, sizeof(names));
     page_detail(code, "original ATen", "%s", names);
