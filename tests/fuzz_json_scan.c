@@ -37,8 +37,11 @@ static void scan_as_event(const char *text, size_t bytes)
     JsonScan scan = {text, text + bytes, NULL}, plain = scan;
     TraceEvent event;
     JsonOutcome outcome = trace_scan_event(&scan, &event);
-    require(outcome == json_scan_value(&plain));
-    if (outcome != JSON_GOOD)
+    JsonOutcome expected = json_scan_value(&plain);
+    // Levels that the event itself opens do not count there.
+    bool too_deep = expected == JSON_BAD && strcmp(plain.why, "nested too deeply") == 0;
+    require(outcome == expected || too_deep);
+    if (outcome != JSON_GOOD || too_deep)
         return;
     require(scan.at == plain.at);
     require_within(event.name, event.whole);

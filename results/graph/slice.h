@@ -44,7 +44,7 @@ static inline bool slice_ends(Slice slice, const char *text)
 static inline Slice slice_after(Slice slice, size_t bytes)
 {
     size_t skipped = bytes < slice.bytes ? bytes : slice.bytes;
-    return (Slice){slice.at + skipped, slice.bytes - skipped};
+    return skipped ? (Slice){slice.at + skipped, slice.bytes - skipped} : slice; // NULL + 0 is none
 }
 
 // Its first bytes, at most all of them.

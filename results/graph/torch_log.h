@@ -176,8 +176,9 @@ typedef struct TorchLog {
     LineCounts lines;
     UnknownLine unknown[TORCH_LOG_UNKNOWN_SHOWN];
     int unknown_count; // of those shown
+    bool without_code; // set before the first line: kernels keep no code, which nobody will show
     Pool *pool;
-    struct TorchLogParser *parser; // NULL after torch_log_finish
+    struct TorchLogParser *parser;
 } TorchLog;
 
 // Local. Owner: the caller.

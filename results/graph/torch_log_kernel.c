@@ -121,9 +121,9 @@ static void cpp_parameters(TorchLog *log, LogKernel *kernel, Slice list)
 
 // {'in_ptr0': '*bf16', 'xnumel': 'i32'}, before 2.6 {0: '*bf16', 1: 'i32'}. It stands before the
 // parameters themselves, so it is looked up when these are complete.
-static void signature_types(LogKernel *kernel)
+static void signature_types(LogKernel *kernel, Slice code)
 {
-    Slice code = slice_of(kernel->code), item;
+    Slice item;
     Slice at = slice_after(code, slice_find(code, "'signature': {"));
     Slice list = slice_inside(slice_until(at, slice_find_char(at, '\n')), '{');
     while (slice_take_item(&list, &item)) {
@@ -147,9 +147,9 @@ static void signature_types(LogKernel *kernel)
     }
 }
 
-static void mutated_parameters(LogKernel *kernel)
+static void mutated_parameters(LogKernel *kernel, Slice code)
 {
-    Slice code = slice_of(kernel->code), item;
+    Slice item;
     Slice at = slice_after(code, slice_find(code, "'mutated_arg_names': ["));
     Slice list = slice_inside(slice_until(at, slice_find_char(at, '\n')), '[');
     while (slice_take_item(&list, &item)) {
@@ -161,9 +161,8 @@ static void mutated_parameters(LogKernel *kernel)
 }
 
 // The list between the brackets of the kernel's function, wherever its lines break.
-static Slice parameter_list(const LogKernel *kernel)
+static Slice parameter_list(const LogKernel *kernel, Slice code)
 {
-    Slice code = slice_of(kernel->code);
     bool cpp = strcmp(kernel->language, "cpp") == 0;
     size_t at = slice_find(code, cpp ? "kernel(" : "\ndef ");
     Slice rest = slice_after(code, at);
@@ -188,13 +187,14 @@ void kernel_end(TorchLog *log, Stream *stream)
     Slice code = {stream->code.items, (size_t)stream->code.count};
     while (code.bytes && code.at[0] == '\n')
         code = slice_after(code, 1);
-    kernel->code = keep(log, code);
+    if (!log->without_code)
+        kernel->code = keep(log, code);
     if (strcmp(kernel->language, "cpp") == 0) {
-        cpp_parameters(log, kernel, parameter_list(kernel));
+        cpp_parameters(log, kernel, parameter_list(kernel, code));
     } else {
-        triton_parameters(log, kernel, parameter_list(kernel));
-        signature_types(kernel);
-        mutated_parameters(kernel);
+        triton_parameters(log, kernel, parameter_list(kernel, code));
+        signature_types(kernel, code);
+        mutated_parameters(kernel, code);
     }
     if (kernel->user_file[0] || strcmp(kernel->kind, "user_autotune") == 0)
         kernel->kind = "user_defined";
