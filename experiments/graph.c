@@ -53,7 +53,7 @@ static bool write_page(Json *document, const Params *params, Error *error)
 static bool show_logs(const Params *params, const OptionPositionals *words, Error *error)
 {
     TorchLog *log = torch_log_create();
-    log->without_code = params->out == NULL;
+    log->brief = params->out == NULL;
     bool good = true;
     for (int i = 0; good && i < words->count; i++)
         good = torch_log_read(log, words->value[i], i, error);

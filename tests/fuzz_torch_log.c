@@ -1,5 +1,6 @@
-// Any bytes are a log: no crash, every line counted once, the same whatever the pieces it comes in,
-// and a report that is valid JSON. The first byte chooses the pieces. Run by program_fuzz.sh.
+// Any bytes are a log: no crash, every line counted once, the same whatever the pieces it comes in
+// and whether or not it is read briefly, and a report that is valid JSON. The first byte chooses.
+// Run by program_fuzz.sh.
 #include "results/graph/torch_log_show.h"
 
 #include <stdlib.h>
@@ -7,9 +8,10 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
-static TorchLog *parse(const char *text, size_t bytes, size_t piece)
+static TorchLog *parse(const char *text, size_t bytes, size_t piece, bool brief)
 {
     TorchLog *log = torch_log_create();
+    log->brief = brief;
     torch_log_begin_file(log, "fuzz", 0);
     for (size_t at = 0; at < bytes; at += piece)
         torch_log_feed(log, text + at, bytes - at < piece ? bytes - at : piece);
@@ -51,11 +53,11 @@ static void require_sound(const TorchLog *log)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     size_t piece = bytes ? 1 + data[0] * 16u : 1;
-    TorchLog *whole = parse((const char *)data, bytes, bytes ? bytes : 1);
+    TorchLog *whole = parse((const char *)data, bytes, bytes ? bytes : 1, false);
     require_sound(whole);
     if (bytes && data[0] % 4 == 0) { // the dearer half of the checks on a part of the inputs
         Json *report = torch_log_json(whole);
-        TorchLog *pieces = parse((const char *)data, bytes, piece);
+        TorchLog *pieces = parse((const char *)data, bytes, piece, data[0] % 8 == 0);
         Json *other = torch_log_json(pieces);
         char *a = json_print(report, false), *b = json_print(other, false);
         Error error = {0};

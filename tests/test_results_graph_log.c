@@ -20,14 +20,20 @@ static const char *golden(const char *name)
     return path;
 }
 
-static TorchLog *read_golden(const char *name)
+static TorchLog *read_golden_as(const char *name, bool brief)
 {
     TorchLog *log = torch_log_create();
     Error error = {0};
+    log->brief = brief;
     if (!torch_log_read(log, golden(name), 0, &error))
         fail_msg("%s", error.what);
     torch_log_finish(log);
     return log;
+}
+
+static TorchLog *read_golden(const char *name)
+{
+    return read_golden_as(name, false);
 }
 
 static TorchLog *read_text(const char *text)
@@ -139,6 +145,27 @@ static void real_logs_give_what_was_counted(void **state)
     }
 }
 
+// What --json shows without a page comes from a log that keeps no code, nodes and calls.
+static void a_brief_log_reports_the_same(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(counts); i++) {
+        TorchLog *whole = read_golden(counts[i].file),
+                 *brief = read_golden_as(counts[i].file, true);
+        Json *report = torch_log_json(whole), *other = torch_log_json(brief);
+        char *a = json_print(report, true), *b = json_print(other, true);
+        assert_string_equal(a, b);
+        for (int64_t m = 0; m < brief->modules.count; m++)
+            assert_int_equal(brief->modules.items[m].calls.count, 0);
+        free(a);
+        free(b);
+        json_destroy(report);
+        json_destroy(other);
+        torch_log_destroy(whole);
+        torch_log_destroy(brief);
+    }
+}
+
 static char *kernels_text(const TorchLog *log)
 {
     Json *report = torch_log_json(log), *copy = json_array();
@@ -219,8 +246,8 @@ static void kernels_are_joined_with_their_nodes_and_bytes(void **state)
     assert_true(silu->nodes.count >= 5);
     assert_string_equal(log->graphs.items[0].nodes.items[silu->nodes.items[0]].name, "neg");
     // in: two f32[64, 512], out: one.
-    assert_true(kernel_bytes(log, 1, false) == 2 * 64 * 512 * 4);
-    assert_true(kernel_bytes(log, 1, true) == 64 * 512 * 4);
+    assert_true(log->kernels.items[1].read_bytes == 2 * 64 * 512 * 4);
+    assert_true(log->kernels.items[1].written_bytes == 64 * 512 * 4);
     // extern_kernels.mm(buf2, reinterpret_tensor(primals_3, (256, 512), (1, 256), 0), out=buf3)
     const LogCall *mm = &module->calls.items[1];
     assert_string_equal(mm->name, "extern_kernels.mm");
@@ -230,7 +257,7 @@ static void kernels_are_joined_with_their_nodes_and_bytes(void **state)
     assert_string_equal(log->graphs.items[0].nodes.items[mm->nodes.items[0]].name, "mm");
     torch_log_destroy(log);
     log = read_golden("dynamic.short.txt");
-    assert_true(isnan(kernel_bytes(log, 0, false))); // a size is a symbol
+    assert_true(isnan(log->kernels.items[0].read_bytes)); // a size is a symbol
     torch_log_destroy(log);
 }
 
@@ -278,6 +305,11 @@ static const struct {
      "/x/y.py:12: UserWarning: mind the gap\n"
      "  warnings.warn(\n" GRAPH_BODY "loss 2.5\n",
      "forward0:2/1/2", 2},
+    {"a warning in front of the next message, after generated code",
+     "DEBUG:torch.a.__output_code:Output code:\ndef call(args):\n    return ()\n"
+     "INFO:torch.a.__aot_graphs:TRACED GRAPH\n ===== Forward graph 0 =====\n" GRAPH_BODY
+     "/x/y.py:12: UserWarning: mind the gap\n  warnings.warn(\n",
+     "forward0:2/1/2", 0},
     {"custom format", "12:01 torch INFO TRACED GRAPH\n ===== Forward graph 0 =====\n" GRAPH_BODY,
      "forward0:2/1/2", 0},
     {"colours and Windows line ends",
@@ -353,13 +385,13 @@ static void ranks_come_from_the_line_or_the_file(void **state)
     TorchLog *log = read_text(texts[1].text);
     assert_int_equal(log->graphs.items[0].rank, 3);
     torch_log_destroy(log);
-    log = read_text(texts[9].text);
+    log = read_text(texts[10].text);
     assert_int_equal(log->graphs.items[0].rank, 5);
     torch_log_destroy(log);
     log = torch_log_create();
     for (int rank = 0; rank < 2; rank++) {
         torch_log_begin_file(log, "part", rank);
-        torch_log_feed(log, texts[3].text, strlen(texts[3].text));
+        torch_log_feed(log, texts[4].text, strlen(texts[4].text));
         torch_log_end_file(log);
     }
     torch_log_finish(log);
@@ -371,7 +403,7 @@ static void ranks_come_from_the_line_or_the_file(void **state)
 static void roles_of_parameters_are_kept(void **state)
 {
     (void)state;
-    TorchLog *log = read_text(texts[6].text);
+    TorchLog *log = read_text(texts[7].text);
     ASSERT_CONTAINS(node_named(&log->graphs.items[0], "primals_1")->note, "experts.weight");
     torch_log_destroy(log);
 }
@@ -415,8 +447,10 @@ static void both_forms_of_call_are_read(void **state)
         assert_int_equal(kernel->calls, 1);
         assert_int_equal(torch_log_extern_calls(log), 1);
         assert_string_equal(log->modules.items[0].aot_id, "3_forward");
-        assert_true(kernel_bytes(log, 0, false) == 8 * 4 * 4 + 4 * 2); // dst is read and written
-        assert_true(kernel_bytes(log, 0, true) == 4 * 2); // the broadcast dimension is there once
+        assert_true(log->kernels.items[0].read_bytes ==
+                    8 * 4 * 4 + 4 * 2); // dst is read and written
+        assert_true(log->kernels.items[0].written_bytes ==
+                    4 * 2); // the broadcast dimension is there once
         assert_int_equal(log->lines.unknown, 0);
         torch_log_destroy(log);
     }
@@ -544,6 +578,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(real_logs_give_what_was_counted),
+        cmocka_unit_test(a_brief_log_reports_the_same),
         cmocka_unit_test(both_forms_of_a_program_give_the_same_kernels),
         cmocka_unit_test(nodes_carry_their_inputs_shapes_and_places),
         cmocka_unit_test(kernels_are_joined_with_their_nodes_and_bytes),

@@ -334,7 +334,7 @@ static Json *kernel_code(const TorchLog *log, int index)
         describe_arguments(log, module, &module->calls.items[c], code);
         break; // the other calls have the same shapes
     }
-    describe_bytes(code, kernel_bytes(log, index, false), kernel_bytes(log, index, true));
+    describe_bytes(code, kernel->read_bytes, kernel->written_bytes);
     join_names(&kernel->original_aten, names, sizeof(names));
     page_detail(code, "original ATen", "%s", names);
     join_names(&kernel->source_nodes, names, sizeof(names));

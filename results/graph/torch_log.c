@@ -38,6 +38,7 @@ static void destroy_parser(struct TorchLogParser *parser)
         free(stream->code.items);
     }
     free(parser->streams.items);
+    name_map_destroy(&parser->graph_of_key);
     free(parser->partial.items);
     free(parser->plain.items);
     free(parser);
@@ -45,16 +46,22 @@ static void destroy_parser(struct TorchLogParser *parser)
 
 static void destroy_module(LogModule *module)
 {
-    for (int64_t i = 0; i < module->calls.count; i++) {
-        free(module->calls.items[i].source_nodes.items);
-        free(module->calls.items[i].original_aten.items);
-        free(module->calls.items[i].nodes.items);
-    }
-    free(module->calls.items);
-    free(module->buffers.items);
+    module_forget_calls(module);
     free(module->kernels.items);
-    name_map_destroy(&module->buffer_of_name);
     name_map_destroy(&module->kernel_of_name);
+}
+
+void graph_forget_nodes(TracedGraph *graph)
+{
+    free(graph->nodes.items);
+    free(graph->places.items);
+    free(graph->inputs.items);
+    graph->nodes.items = NULL;
+    graph->nodes.count = graph->nodes.capacity = 0;
+    graph->places.items = NULL;
+    graph->places.count = graph->places.capacity = 0;
+    graph->inputs = (IntList){NULL, 0, 0};
+    name_map_destroy(&graph->node_of_name);
 }
 
 void torch_log_destroy(TorchLog *log)
@@ -62,13 +69,8 @@ void torch_log_destroy(TorchLog *log)
     if (!log)
         return;
     destroy_parser(log->parser);
-    for (int64_t i = 0; i < log->graphs.count; i++) {
-        TracedGraph *graph = &log->graphs.items[i];
-        free(graph->nodes.items);
-        free(graph->places.items);
-        free(graph->inputs.items);
-        name_map_destroy(&graph->node_of_name);
-    }
+    for (int64_t i = 0; i < log->graphs.count; i++)
+        graph_forget_nodes(&log->graphs.items[i]);
     for (int64_t i = 0; i < log->modules.count; i++)
         destroy_module(&log->modules.items[i]);
     for (int64_t i = 0; i < log->kernels.count; i++) {
@@ -162,7 +164,8 @@ static LineFate begin_message(TorchLog *log, Stream *stream, const LogLine *line
     Slice text = slice_trim(line->text), rest = text;
     close_block(log, stream);
     stream->message = line->message;
-    stream->compile_id = keep(log, line->compile_id);
+    if (!slice_is(line->compile_id, stream->compile_id))
+        stream->compile_id = keep(log, line->compile_id);
     if (slice_take(&rest, "Output code written to:"))
         return take_code_path(log, stream, rest);
     if (slice_is(text, "Output code:")) {
@@ -213,6 +216,13 @@ static bool is_warning(Slice text)
     Slice place = slice_until(head, at);
     size_t colon = slice_find(place, ".py:");
     return colon < place.bytes;
+}
+
+// The line of code that warned stands behind the warning: two spaces and its text. Graphs and
+// generated functions are indented by four or more.
+static bool is_warning_code(Slice text)
+{
+    return text.bytes > 2 && slice_starts(text, "  ") && text.at[2] != ' ';
 }
 
 static bool is_known_noise(Slice text)
@@ -267,8 +277,8 @@ LineFate outside_line(TorchLog *log, Slice text)
     }
     if (slice_trim(text).bytes == 0 || parser->dashes > 0)
         return LINE_NOISE;
-    if (after_warning && slice_starts(text, "  "))
-        return LINE_NOISE; // the line of code that warned
+    if (after_warning && is_warning_code(text))
+        return LINE_NOISE;
     if (is_warning(text)) {
         parser->after_warning = true;
         return LINE_NOISE;
@@ -329,15 +339,14 @@ static LineFate take_line(TorchLog *log, const LogLine *line)
         return begin_message(log, stream, line);
     if (line->form != LINE_BARE)
         return block_line(log, stream, line);
-    bool in_string = stream->block == BLOCK_CODE && stream->state != CODE_TOP;
-    if (!in_string && begins_custom(line->text)) {
+    bool within_code = stream->block == BLOCK_CODE && stream->state != CODE_TOP;
+    if (!within_code && begins_custom(line->text)) {
         LogLine inner = custom_line(line);
         return begin_message(log, stream, &inner);
     }
     if (is_foreign(stream, line->text))
         return outside_line(log, line->text);
-    if (log->parser->after_warning && slice_starts(line->text, "  ") &&
-        (stream->block == BLOCK_NONE || stream->state == CODE_TOP))
+    if (log->parser->after_warning && is_warning_code(line->text) && !within_code)
         return outside_line(log, line->text);
     log->parser->after_warning = false;
     return block_line(log, stream, line);

@@ -68,6 +68,7 @@ typedef struct TracedGraph {
     } places;
     IntList inputs;
     NameMap node_of_name;
+    int alike; // the graph before with the same kind, id, file and rank, -1
 } TracedGraph;
 
 typedef struct KernelParameter {
@@ -94,6 +95,7 @@ typedef struct LogKernel {
     bool nodes_guessed; // by the operations in the kernel's name, as the log has no fragment
     int module;
     int64_t calls, line;
+    double read_bytes, written_bytes; // of its first call; NaN when a shape is not known
 } LogKernel;
 
 typedef struct LogBuffer {
@@ -125,8 +127,8 @@ typedef struct LogModule {
     GraphKind kind;
     int rank, file;
     int graph; // the traced graph it was made from, -1
-    bool complete;
     int64_t line;
+    int64_t extern_calls;
     IntList kernels; // indices into log.kernels
     struct {
         LogBuffer *items;
@@ -137,6 +139,7 @@ typedef struct LogModule {
         int64_t count, capacity;
     } calls;
     NameMap buffer_of_name, kernel_of_name;
+    Pool *pool; // of what its buffers and calls say: the log's; its own while a brief log reads it
 } LogModule;
 
 typedef struct LogFile {
@@ -176,7 +179,7 @@ typedef struct TorchLog {
     LineCounts lines;
     UnknownLine unknown[TORCH_LOG_UNKNOWN_SHOWN];
     int unknown_count; // of those shown
-    bool without_code; // set before the first line: kernels keep no code, which nobody will show
+    bool brief; // set before the first line: only counts and kernels stay, without code and nodes
     Pool *pool;
     struct TorchLogParser *parser;
 } TorchLog;
@@ -189,7 +192,7 @@ void torch_log_destroy(TorchLog *log);
 void torch_log_begin_file(TorchLog *log, const char *name, int rank);
 void torch_log_feed(TorchLog *log, const char *text, size_t bytes);
 void torch_log_end_file(TorchLog *log);
-// Local. After the last file: joins graphs, modules and kernels and estimates bytes.
+// Local. After the last file: joins what is not yet joined.
 void torch_log_finish(TorchLog *log);
 // Local. Reads a whole file ("-": standard input, gzip by content) into the log. Error 66 when it
 // is not there or is a folder, 65 when it holds no graph and no kernel, 74.

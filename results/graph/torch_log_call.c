@@ -15,13 +15,19 @@ static LogModule *open_module(TorchLog *log, const Stream *stream)
     return &log->modules.items[stream->module];
 }
 
-static LogBuffer *buffer_named(TorchLog *log, LogModule *module, Slice name, int64_t line)
+// Text that is needed as long as the module's calls are.
+static const char *keep_in(const LogModule *module, Slice text)
+{
+    return text.bytes ? pool_keep(module->pool, text) : "";
+}
+
+static LogBuffer *buffer_named(LogModule *module, Slice name, int64_t line)
 {
     int64_t index = name_map_find(&module->buffer_of_name, name);
     if (index >= 0)
         return &module->buffers.items[index];
     LogBuffer *buffer = GROW(module->buffers);
-    *buffer = (LogBuffer){.name = keep(log, name),
+    *buffer = (LogBuffer){.name = keep_in(module, name),
                           .sizes = "",
                           .dtype = "",
                           .reuses = "",
@@ -51,37 +57,37 @@ static int64_t count_elements(Slice sizes, Slice strides)
     return elements;
 }
 
-static void set_shape(TorchLog *log, LogBuffer *buffer, Slice sizes, Slice strides)
+static void set_shape(const LogModule *module, LogBuffer *buffer, Slice sizes, Slice strides)
 {
-    buffer->sizes = keep(log, slice_inside(sizes, '('));
+    buffer->sizes = keep_in(module, slice_inside(sizes, '('));
     buffer->elements = count_elements(slice_inside(sizes, '('), slice_inside(strides, '('));
 }
 
-static void set_dtype(TorchLog *log, LogBuffer *buffer, Slice dtype)
+static void set_dtype(const LogModule *module, LogBuffer *buffer, Slice dtype)
 {
     slice_take(&dtype, "dtype=");
     slice_take(&dtype, "torch.");
     if (dtype.bytes == 0)
         return;
-    buffer->dtype = keep(log, dtype);
+    buffer->dtype = keep_in(module, dtype);
     buffer->element_bytes = element_bytes_of(dtype);
 }
 
 // empty_strided_cuda((64, 256), (256, 1), torch.float32), rand_strided((..), (..), device=..,
 // dtype=..)
-static void allocation(TorchLog *log, LogBuffer *buffer, Slice arguments)
+static void allocation(const LogModule *module, LogBuffer *buffer, Slice arguments)
 {
     Slice sizes = {"", 0}, strides = {"", 0}, item;
     slice_take_item(&arguments, &sizes);
     slice_take_item(&arguments, &strides);
-    set_shape(log, buffer, sizes, strides);
+    set_shape(module, buffer, sizes, strides);
     while (slice_take_item(&arguments, &item))
         if (slice_starts(item, "torch.") || slice_starts(item, "dtype="))
-            set_dtype(log, buffer, item);
+            set_dtype(module, buffer, item);
 }
 
 // reinterpret_tensor(buf7, (256, 512), (1, 256), 0): the dtype is that of buf7.
-static bool view(TorchLog *log, LogModule *module, LogBuffer *buffer, Slice expression)
+static bool view(const LogModule *module, LogBuffer *buffer, Slice expression)
 {
     Slice rest = expression, base, sizes = {"", 0}, strides = {"", 0};
     if (!slice_take(&rest, "reinterpret_tensor("))
@@ -91,8 +97,8 @@ static bool view(TorchLog *log, LogModule *module, LogBuffer *buffer, Slice expr
     slice_take_item(&rest, &sizes);
     slice_take_item(&rest, &strides);
     int64_t index = name_map_find(&module->buffer_of_name, base);
-    buffer->reuses = keep(log, base);
-    set_shape(log, buffer, sizes, strides);
+    buffer->reuses = keep_in(module, base);
+    set_shape(module, buffer, sizes, strides);
     if (index >= 0) {
         buffer->dtype = module->buffers.items[index].dtype;
         buffer->element_bytes = module->buffers.items[index].element_bytes;
@@ -120,10 +126,11 @@ static void add_call(TorchLog *log, Stream *stream, Slice name, int kernel, Slic
                      Slice result, int64_t line)
 {
     PendingComments *pending = &stream->pending;
-    LogCall *call = GROW(open_module(log, stream)->calls);
-    *call = (LogCall){.name = keep(log, name),
-                      .arguments = keep(log, arguments),
-                      .result = keep(log, result),
+    LogModule *module = open_module(log, stream);
+    LogCall *call = GROW(module->calls);
+    *call = (LogCall){.name = keep_in(module, name),
+                      .arguments = keep_in(module, arguments),
+                      .result = keep_in(module, result),
                       .kernel = kernel,
                       .source_nodes = pending->source_nodes,
                       .original_aten = pending->original_aten,
@@ -132,6 +139,8 @@ static void add_call(TorchLog *log, Stream *stream, Slice name, int kernel, Slic
     pending->fragment.count = 0;
     if (kernel >= 0)
         log->kernels.items[kernel].calls++;
+    else
+        module->extern_calls++;
 }
 
 // K.run(...), K(...), extern_kernels.mm(...): true if the expression is a call of a kernel.
@@ -156,22 +165,22 @@ static void assignment(TorchLog *log, Stream *stream, Slice name, Slice expressi
 {
     LogModule *module = open_module(log, stream);
     if (kernel_call(log, stream, expression, name, line)) {
-        buffer_named(log, module, name, line);
+        buffer_named(module, name, line);
         return;
     }
     Slice rest = expression, other = slice_take_name(&rest);
     if (slice_starts(other, "empty_strided")) {
-        allocation(log, buffer_named(log, module, name, line), slice_inside(expression, '('));
+        allocation(module, buffer_named(module, name, line), slice_inside(expression, '('));
     } else if (slice_is(other, "reinterpret_tensor")) {
-        LogBuffer *buffer = buffer_named(log, module, name, line);
-        view(log, module, buffer, expression);
+        LogBuffer *buffer = buffer_named(module, name, line);
+        view(module, buffer, expression);
     } else if (slice_starts(rest, "; del ") || slice_starts(rest, "[") || rest.bytes == 0) {
         int64_t index = name_map_find(&module->buffer_of_name, other);
         if (index < 0)
             return;
         bool element = slice_starts(rest, "["); // one of several results: another shape
         LogBuffer old = module->buffers.items[index];
-        LogBuffer *buffer = buffer_named(log, module, name, line);
+        LogBuffer *buffer = buffer_named(module, name, line);
         buffer->reuses = element ? "" : old.name;
         buffer->dtype = element ? "" : old.dtype;
         buffer->sizes = element ? "" : old.sizes;
@@ -182,11 +191,12 @@ static void assignment(TorchLog *log, Stream *stream, Slice name, Slice expressi
 
 void call_line(TorchLog *log, Stream *stream, Slice text, int64_t line)
 {
+    LogModule *module = open_module(log, stream);
     Slice rest = text, item;
     if (text.bytes == 0)
         return;
     if (text.at[0] == '#') {
-        comment_line(log, stream, text);
+        call_comment(log, stream, text);
         return;
     }
     if (slice_take(&rest, "assert_size_stride(")) {
@@ -195,7 +205,7 @@ void call_line(TorchLog *log, Stream *stream, Slice text, int64_t line)
         slice_take_item(&rest, &item);
         slice_take_item(&rest, &sizes);
         slice_take_item(&rest, &strides);
-        set_shape(log, buffer_named(log, open_module(log, stream), item, line), sizes, strides);
+        set_shape(module, buffer_named(module, item, line), sizes, strides);
         return;
     }
     if (kernel_call(log, stream, text, (Slice){"", 0}, line))
@@ -212,5 +222,5 @@ void benchmark_line(TorchLog *log, Stream *stream, Slice text)
     LogModule *module = open_module(log, stream);
     Slice rest = text, name = slice_take_name(&rest);
     if (name.bytes && slice_take(&rest, " = rand_strided("))
-        allocation(log, buffer_named(log, module, name, 0), slice_inside(text, '('));
+        allocation(module, buffer_named(module, name, 0), slice_inside(text, '('));
 }

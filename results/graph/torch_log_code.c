@@ -24,6 +24,7 @@ void code_block_begin(TorchLog *log, Stream *stream, const LogLine *line)
     module->rank = stream->rank;
     module->file = (int)log->files.count - 1;
     module->line = line->number;
+    module->pool = log->brief ? pool_create() : log->pool;
     stream->next_path = "";
     stream->module = (int)log->modules.count - 1;
     stream->state = CODE_TOP;
@@ -33,11 +34,10 @@ void code_block_begin(TorchLog *log, Stream *stream, const LogLine *line)
 
 void code_block_end(TorchLog *log, Stream *stream)
 {
-    bool cut = stream->state == CODE_KERNEL || stream->state == CODE_STRING;
     if (stream->kernel >= 0)
         kernel_end(log, stream);
-    open_module(log, stream)->complete &= !cut;
     pending_clear(&stream->pending);
+    module_end(log, stream->module);
 }
 
 // # AOT ID: ['0_forward']
@@ -84,7 +84,26 @@ static void clear_names(PendingComments *pending)
     pending->source_nodes.count = pending->original_aten.count = pending->fragment.count = 0;
 }
 
-bool comment_line(TorchLog *log, Stream *stream, Slice text)
+// # Topologically Sorted Source Nodes: [y, z], Original ATen: [aten.mul]
+static void nodes_comment(TorchLog *log, PendingComments *pending, Slice text)
+{
+    if (!slice_take(&text, "Topologically Sorted Source Nodes:") &&
+        !slice_take(&text, "Source Nodes:"))
+        return;
+    size_t aten = slice_find(text, "Original ATen:");
+    clear_names(pending);
+    names_add(log, &pending->source_nodes, slice_inside(slice_until(text, aten), '['));
+    names_add(log, &pending->original_aten, slice_inside(slice_after(text, aten), '['));
+}
+
+void call_comment(TorchLog *log, Stream *stream, Slice text)
+{
+    slice_take(&text, "#");
+    if (!log->brief) // which has no use for the names of a call
+        nodes_comment(log, &stream->pending, slice_trim(text));
+}
+
+static void comment_line(TorchLog *log, Stream *stream, Slice text)
 {
     PendingComments *pending = &stream->pending;
     Slice rest = text;
@@ -95,12 +114,6 @@ bool comment_line(TorchLog *log, Stream *stream, Slice text)
     } else if (slice_take(&rest, "kernel path:")) {
         clear_names(pending);
         pending->hash = keep(log, stem_of(slice_trim(rest)));
-    } else if (slice_take(&rest, "Topologically Sorted Source Nodes:") ||
-               slice_take(&rest, "Source Nodes:")) {
-        size_t aten = slice_find(rest, "Original ATen:");
-        clear_names(pending);
-        names_add(log, &pending->source_nodes, slice_inside(slice_until(rest, aten), '['));
-        names_add(log, &pending->original_aten, slice_inside(slice_after(rest, aten), '['));
     } else if (slice_take(&rest, "Original path:")) {
         rest = slice_trim(rest);
         size_t colon = rest.bytes;
@@ -112,9 +125,8 @@ bool comment_line(TorchLog *log, Stream *stream, Slice text)
     } else if (rest.bytes && rest.at[0] == '%') {
         fragment_comment(log, pending, rest);
     } else {
-        return false;
+        nodes_comment(log, pending, rest);
     }
-    return true;
 }
 
 // Does a string begin in this line and not end? Gives the quotes that will end it.
@@ -270,6 +282,7 @@ static bool leaves_function(Stream *stream, Slice text)
     if (slice_trim(text).bytes == 0 || indent_of(text) > stream->def_indent)
         return false;
     stream->state = CODE_TOP;
+    pending_clear(&stream->pending);
     return true;
 }
 

@@ -29,6 +29,7 @@ static int new_graph(TorchLog *log, const Stream *stream, int parent, const char
     graph->rank = stream->rank;
     graph->file = (int)log->files.count - 1;
     graph->parent = parent;
+    graph->alike = -1;
     graph->module = -1;
     graph->line = line;
     return (int)log->graphs.count - 1;
@@ -68,6 +69,7 @@ LineFate graph_block_title(TorchLog *log, Stream *stream, const LogLine *line)
         stream->hints.count = 0;
         open_graph(log, stream)->kind = kinds[i].kind;
         open_graph(log, stream)->id = id;
+        graph_awaits_module(log, stream->graph);
         return LINE_UNDERSTOOD;
     }
     return LINE_NOISE; // "AFTER POST GRAD", "__compiled_fn_1": other graphs than ours
@@ -113,10 +115,13 @@ static void add_placeholder(TorchLog *log, TracedGraph *graph, Slice item, Slice
         continue;
     if (!split_hint(item, &name, &hint) || slice_is(name, "self"))
         return;
+    graph->placeholders++;
+    // A brief log needs the dtypes of a module's arguments, which only its graph says.
+    if (log->brief && (graph->kind == GRAPH_JOINT || graph->parent >= 0))
+        return;
     GraphNode *node = add_node(log, graph, name, NODE_PLACEHOLDER, line);
     node->hint = keep(log, hint);
-    node->note = keep(log, note);
-    graph->placeholders++;
+    node->note = log->brief ? "" : keep(log, note);
 }
 
 // Splits "code  # comment"; a '#' within quotes is none.
@@ -168,12 +173,13 @@ static bool hint_line(TorchLog *log, Stream *stream, Slice text)
         for (bool quoted = false; end < text.bytes && (quoted || text.at[end] != ';'); end++)
             quoted ^= text.at[end] == '"';
         split_hint(slice_until(text, end), &name, &hint);
-        const char *kept = keep(log, hint);
-        *GROW(stream->hints) = kept;
-        *GROW(stream->hints) = keep(log, note);
-        name_map_put(&stream->hint_of_name, keep(log, name), stream->hints.count - 2);
         any = true;
         text = slice_trim(slice_after(text, end + 1));
+        if (log->brief && open_graph(log, stream)->kind == GRAPH_JOINT)
+            continue;
+        *GROW(stream->hints) = keep(log, hint);
+        *GROW(stream->hints) = keep(log, note);
+        name_map_put(&stream->hint_of_name, keep(log, name), stream->hints.count - 2);
     }
     return any;
 }
@@ -231,6 +237,9 @@ static void operation_line(TorchLog *log, Stream *stream, Slice name, Slice hint
                            int64_t line)
 {
     TracedGraph *graph = open_graph(log, stream);
+    graph->operations++;
+    if (log->brief)
+        return;
     // The names set to None behind ';' only end their lives. No expression of fx holds a ';' but in
     // quotes, and none of ours looks into these.
     Slice expression = slice_trim(slice_until(rest, slice_find(rest, ";  ")));
@@ -246,7 +255,6 @@ static void operation_line(TorchLog *log, Stream *stream, Slice name, Slice hint
     node->arguments = call ? keep(log, arguments) : "";
     node->place = stream->place;
     add_inputs(graph, node, graph->nodes.count - 1, call ? arguments : expression);
-    graph->operations++;
 }
 
 // Leaves of nested tuples and lists: "a, (b, [c]), None" has four.
@@ -268,12 +276,14 @@ static void return_line(TorchLog *log, Stream *stream, Slice value, int64_t line
     TracedGraph *graph = open_graph(log, stream);
     if (slice_starts(value, "pytree.tree_unflatten("))
         value = slice_inside(value, '[');
+    graph->outputs = count_leaves(value);
+    graph->has_outputs = true;
+    if (log->brief)
+        return;
     GraphNode *node = add_node(log, graph, slice_of("output"), NODE_OUTPUT, line);
     node->arguments = keep(log, value);
     node->target = "return";
     add_inputs(graph, node, graph->nodes.count - 1, value);
-    graph->outputs = count_leaves(value);
-    graph->has_outputs = true;
 }
 
 // # File: model.py:12 in forward, code: y = x @ w
@@ -283,7 +293,7 @@ static void comment(TorchLog *log, Stream *stream, Slice text)
     text = slice_trim(text);
     if (slice_starts(text, "No stacktrace"))
         stream->place = -1;
-    if (!slice_take(&text, "File: "))
+    if (!slice_take(&text, "File: ") || log->brief)
         return;
     TracedGraph *graph = open_graph(log, stream);
     SourcePlace *place = GROW(graph->places);
@@ -307,7 +317,7 @@ static void comment(TorchLog *log, Stream *stream, Slice text)
 static void class_line(TorchLog *log, Stream *stream, Slice text, int64_t line)
 {
     const TracedGraph *top = &log->graphs.items[stream->top_graph];
-    bool first = top->nodes.count == 0 && !top->has_outputs;
+    bool first = top->placeholders + top->operations == 0 && !top->has_outputs;
     if (first)
         return;
     slice_take(&text, "class ");

@@ -5,6 +5,7 @@
 // decorator: 'signature': {'in_ptr0': '*bf16', 'xnumel': 'i32'}. C++ says `const float* in_ptr0`.
 #include "results/graph/torch_log_parser.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,7 +24,7 @@ void kernel_begin(TorchLog *log, Stream *stream, Slice name, Slice language, Sli
     bool cpp = slice_starts(language, "cpp");
     *kernel = (LogKernel){.name = keep(log, name),
                           .device_name = keep(log, device_name.bytes ? device_name : name),
-                          .language = keep(log, cpp ? slice_of("cpp") : language),
+                          .language = cpp ? "cpp" : keep(log, language),
                           .kind = "",
                           .hash = pending->hash,
                           .code = "",
@@ -33,7 +34,9 @@ void kernel_begin(TorchLog *log, Stream *stream, Slice name, Slice language, Sli
                           .original_aten = pending->original_aten,
                           .fragment = pending->fragment,
                           .module = stream->module,
-                          .line = line};
+                          .line = line,
+                          .read_bytes = (double)NAN,
+                          .written_bytes = (double)NAN};
     if (!slice_is(language, "triton"))
         kernel->kind = kernel->language;
     *pending = (PendingComments){.hash = "", .user_file = "", .kind = ""};
@@ -81,7 +84,7 @@ int element_bytes_of(Slice type)
 static KernelParameter *add_parameter(TorchLog *log, LogKernel *kernel, Slice name)
 {
     KernelParameter *parameter = GROW(kernel->parameters);
-    parameter->name = keep(log, name);
+    parameter->name = pool_keep(log->modules.items[kernel->module].pool, name);
     bool pointer = slice_find(name, "_ptr") < name.bytes || slice_starts(name, "arg_");
     bool both = slice_starts(name, "in_out_ptr") || slice_starts(name, "ws_ptr");
     bool output = slice_starts(name, "out_ptr");
@@ -187,7 +190,7 @@ void kernel_end(TorchLog *log, Stream *stream)
     Slice code = {stream->code.items, (size_t)stream->code.count};
     while (code.bytes && code.at[0] == '\n')
         code = slice_after(code, 1);
-    if (!log->without_code)
+    if (!log->brief)
         kernel->code = keep(log, code);
     if (strcmp(kernel->language, "cpp") == 0) {
         cpp_parameters(log, kernel, parameter_list(kernel, code));

@@ -1,4 +1,4 @@
-// torch_log_link.c -- after the last line: which module was made from which graph, which nodes a
+// torch_log_link.c -- behind a module's last line: from which graph it was made, which nodes a
 // kernel covers, and how many bytes a call must move.
 //
 // A kernel's comments name the nodes of its graph ("Graph fragment"). C++ kernels have no comments:
@@ -12,55 +12,47 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { KEY_BYTES = 80 };
+
 // ---- modules and graphs ----
 
 // What a module and its graph have in common. Joint graphs have no module of their own.
-static const char *join_key(TorchLog *log, GraphKind kind, int file, int rank, int64_t id)
+static Slice join_key(GraphKind kind, int file, int rank, int64_t id, char text[KEY_BYTES])
 {
-    char key[80];
-    snprintf(key, sizeof(key), "%d %d %lld %s", file, rank, (long long)id,
-             kind == GRAPH_BACKWARD ? "backward" : "forward");
-    return keep(log, slice_of(key));
+    const char *word = kind == GRAPH_BACKWARD ? "backward" : "forward";
+    snprintf(text, KEY_BYTES, "%d %d %lld %s", file, rank, (long long)id, word);
+    return slice_of(text);
 }
 
-static const char *graph_key(TorchLog *log, const TracedGraph *graph)
+// Programs that were run one after the other use the same ids again, so those that wait under a key
+// are a stack: the last one goes first.
+void graph_awaits_module(TorchLog *log, int index)
 {
-    if (graph->parent >= 0 || graph->kind == GRAPH_JOINT)
-        return NULL;
-    return join_key(log, graph->kind, graph->file, graph->rank, graph->id);
+    TracedGraph *graph = &log->graphs.items[index];
+    NameMap *waiting = &log->parser->graph_of_key;
+    char text[KEY_BYTES];
+    if (graph->kind == GRAPH_JOINT)
+        return;
+    Slice key = join_key(graph->kind, graph->file, graph->rank, graph->id, text);
+    graph->alike = (int)name_map_find(waiting, key);
+    name_map_put(waiting, keep(log, key), index);
 }
 
-// Programs that were run one after the other use the same ids again: the first module goes with the
-// first graph.
-static void join_modules(TorchLog *log)
+static void join_module(TorchLog *log, int index)
 {
-    NameMap next = {NULL, 0, 0}; // of a key: the first graph without a module
-    for (int64_t g = log->graphs.count - 1; g >= 0; g--) {
-        const char *key = graph_key(log, &log->graphs.items[g]);
-        if (key)
-            name_map_put(&next, key, g);
-    }
-    for (int64_t m = 0; m < log->modules.count; m++) {
-        LogModule *module = &log->modules.items[m];
-        const char *key = join_key(log, module->kind, module->file, module->rank, module->id);
-        int64_t g = name_map_find(&next, slice_of(key));
-        for (; g >= 0 && g < log->graphs.count; g++) {
-            TracedGraph *graph = &log->graphs.items[g];
-            const char *other = graph_key(log, graph);
-            if (!other || strcmp(key, other) != 0)
-                continue;
-            module->graph = (int)g;
-            graph->module = (int)m;
-            if (module->kind == GRAPH_INFERENCE)
-                graph->kind = GRAPH_INFERENCE;
-            name_map_put(&next, key, g + 1);
-            break;
-        }
-    }
-    name_map_destroy(&next);
-    for (int64_t g = 0; g < log->graphs.count; g++) // sub-graphs go with the graph they belong to
-        if (log->graphs.items[g].parent >= 0)
-            log->graphs.items[g].kind = log->graphs.items[log->graphs.items[g].parent].kind;
+    LogModule *module = &log->modules.items[index];
+    NameMap *waiting = &log->parser->graph_of_key;
+    char text[KEY_BYTES];
+    Slice key = join_key(module->kind, module->file, module->rank, module->id, text);
+    int64_t found = module->graph < 0 ? name_map_find(waiting, key) : -1;
+    if (found < 0)
+        return;
+    TracedGraph *graph = &log->graphs.items[found];
+    name_map_put(waiting, keep(log, key), graph->alike);
+    module->graph = (int)found;
+    graph->module = index;
+    if (module->kind == GRAPH_INFERENCE)
+        graph->kind = GRAPH_INFERENCE;
 }
 
 // ---- nodes ----
@@ -161,17 +153,17 @@ static void link_extern_calls(const TracedGraph *graph, LogModule *module)
 static void complete_dtypes(TorchLog *log, LogModule *module)
 {
     const TracedGraph *graph = module->graph < 0 ? NULL : &log->graphs.items[module->graph];
-    for (int64_t i = 0; i < module->buffers.count; i++) {
-        LogBuffer *buffer = &module->buffers.items[i];
-        int64_t node = graph && !buffer->element_bytes
-                           ? name_map_find(&graph->node_of_name, slice_of(buffer->name))
-                           : -1;
-        if (node < 0 || !graph->nodes.items[node].hint[0])
+    for (int64_t n = 0; graph && n < graph->nodes.count; n++) {
+        const GraphNode *node = &graph->nodes.items[n];
+        int64_t at = node->kind == NODE_PLACEHOLDER && node->hint[0]
+                         ? name_map_find(&module->buffer_of_name, slice_of(node->name))
+                         : -1;
+        if (at < 0 || module->buffers.items[at].element_bytes)
             continue;
-        Slice hint = slice_of(graph->nodes.items[node].hint);
+        Slice hint = slice_of(node->hint);
         Slice dtype = slice_until(hint, slice_find_char(hint, '['));
-        buffer->dtype = keep(log, dtype);
-        buffer->element_bytes = element_bytes_of(dtype);
+        module->buffers.items[at].dtype = pool_keep(module->pool, dtype);
+        module->buffers.items[at].element_bytes = element_bytes_of(dtype);
     }
     for (int64_t c = 0; c < module->calls.count; c++) {
         const LogCall *call = &module->calls.items[c];
@@ -240,29 +232,93 @@ static void estimate_extern(const LogModule *module, LogCall *call)
             call->result[0] ? argument_bytes(module, slice_of(call->result)) : (double)NAN;
 }
 
+static void estimate_calls(TorchLog *log, LogModule *module)
+{
+    complete_dtypes(log, module);
+    for (int64_t c = module->calls.count - 1; c >= 0; c--) {
+        LogCall *call = &module->calls.items[c];
+        LogKernel *kernel = call->kernel < 0 ? NULL : &log->kernels.items[call->kernel];
+        if (!kernel) {
+            estimate_extern(module, call);
+            continue;
+        }
+        estimate_kernel(module, kernel, call);
+        kernel->read_bytes = call->read_bytes; // the first call's stay
+        kernel->written_bytes = call->written_bytes;
+    }
+}
+
+static void link_nodes_of(TorchLog *log, LogModule *module)
+{
+    const TracedGraph *graph = &log->graphs.items[module->graph];
+    for (int64_t k = 0; k < module->kernels.count; k++) {
+        LogKernel *kernel = &log->kernels.items[module->kernels.items[k]];
+        nodes_of_fragment(graph, kernel);
+        if (kernel->fragment.count == 0)
+            guess_nodes(graph, kernel);
+    }
+    link_extern_calls(graph, module);
+}
+
+void module_forget_calls(LogModule *module)
+{
+    for (int64_t i = 0; i < module->calls.count; i++) {
+        free(module->calls.items[i].source_nodes.items);
+        free(module->calls.items[i].original_aten.items);
+        free(module->calls.items[i].nodes.items);
+    }
+    free(module->calls.items);
+    free(module->buffers.items);
+    module->calls.items = NULL;
+    module->buffers.items = NULL;
+    module->calls.count = module->calls.capacity = 0;
+    module->buffers.count = module->buffers.capacity = 0;
+    name_map_destroy(&module->buffer_of_name);
+}
+
+// Of a brief log: the module's bytes are known now, and what they came from can go.
+static void forget_module(TorchLog *log, LogModule *module)
+{
+    module_forget_calls(module);
+    name_map_destroy(&module->kernel_of_name);
+    for (int64_t k = 0; k < module->kernels.count; k++) {
+        LogKernel *kernel = &log->kernels.items[module->kernels.items[k]];
+        free(kernel->fragment.items);
+        free(kernel->parameters.items);
+        kernel->fragment = (NameList){NULL, 0, 0};
+        kernel->parameters.items = NULL;
+        kernel->parameters.count = kernel->parameters.capacity = 0;
+    }
+    pool_destroy(module->pool);
+    module->pool = log->pool;
+    if (module->graph >= 0)
+        graph_forget_nodes(&log->graphs.items[module->graph]);
+}
+
+void module_end(TorchLog *log, int index)
+{
+    LogModule *module = &log->modules.items[index];
+    join_module(log, index);
+    if (module->graph >= 0 && !log->brief)
+        link_nodes_of(log, module);
+    estimate_calls(log, module);
+    if (log->brief)
+        forget_module(log, module);
+}
+
 void torch_log_finish(TorchLog *log)
 {
-    join_modules(log);
     for (int64_t m = 0; m < log->modules.count; m++) {
         LogModule *module = &log->modules.items[m];
-        const TracedGraph *graph = module->graph < 0 ? NULL : &log->graphs.items[module->graph];
-        for (int64_t k = 0; graph && k < module->kernels.count; k++) {
-            LogKernel *kernel = &log->kernels.items[module->kernels.items[k]];
-            nodes_of_fragment(graph, kernel);
-            if (kernel->fragment.count == 0)
-                guess_nodes(graph, kernel);
-        }
-        if (graph)
-            link_extern_calls(graph, module);
-        complete_dtypes(log, module);
-        for (int64_t c = 0; c < module->calls.count; c++) {
-            LogCall *call = &module->calls.items[c];
-            if (call->kernel >= 0)
-                estimate_kernel(module, &log->kernels.items[call->kernel], call);
-            else
-                estimate_extern(module, call);
-        }
+        if (module->graph >= 0)
+            continue;
+        join_module(log, (int)m); // one that stood before its graph
+        if (module->graph >= 0 && !log->brief)
+            link_nodes_of(log, module);
     }
+    for (int64_t g = 0; g < log->graphs.count; g++) // sub-graphs go with the graph they belong to
+        if (log->graphs.items[g].parent >= 0)
+            log->graphs.items[g].kind = log->graphs.items[log->graphs.items[g].parent].kind;
 }
 
 // ---- what there is ----
@@ -277,8 +333,7 @@ int64_t torch_log_extern_calls(const TorchLog *log)
 {
     int64_t calls = 0;
     for (int64_t m = 0; m < log->modules.count; m++)
-        for (int64_t c = 0; c < log->modules.items[m].calls.count; c++)
-            calls += log->modules.items[m].calls.items[c].kernel < 0;
+        calls += log->modules.items[m].extern_calls;
     return calls;
 }
 

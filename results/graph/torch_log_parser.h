@@ -94,6 +94,7 @@ struct TorchLogParser {
     bool labelled;  // srun --label was seen in this file
     int dashes;     // rules of a profiler table seen: rows stand between them
     bool after_warning;
+    NameMap graph_of_key; // the last graph that has no module yet
 };
 
 // Local. Takes a line apart; colours and launchers' labels are taken off.
@@ -114,8 +115,14 @@ void kernel_line(TorchLog *log, Stream *stream, Slice text);
 void kernel_end(TorchLog *log, Stream *stream);
 void call_line(TorchLog *log, Stream *stream, Slice text, int64_t line);
 void benchmark_line(TorchLog *log, Stream *stream, Slice text);
-bool comment_line(TorchLog *log, Stream *stream, Slice text); // true: it said something
+void call_comment(TorchLog *log, Stream *stream, Slice text);
 void pending_clear(PendingComments *pending);
+
+// Local. Who belongs to whom: a graph waits for its module from its title on.
+void graph_awaits_module(TorchLog *log, int graph);
+void module_end(TorchLog *log, int module);
+void module_forget_calls(LogModule *module);
+void graph_forget_nodes(TracedGraph *graph);
 
 // Local. Text keeping for all of them.
 const char *keep(TorchLog *log, Slice slice);

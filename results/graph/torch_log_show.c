@@ -9,16 +9,6 @@
 
 enum { CELL_BYTES = 64 };
 
-double kernel_bytes(const TorchLog *log, int kernel, bool written)
-{
-    const LogModule *module = &log->modules.items[log->kernels.items[kernel].module];
-    for (int64_t c = 0; c < module->calls.count; c++)
-        if (module->calls.items[c].kernel == kernel)
-            return written ? module->calls.items[c].written_bytes
-                           : module->calls.items[c].read_bytes;
-    return (double)NAN;
-}
-
 Json *names_json(const NameList *names)
 {
     Json *array = json_array();
@@ -57,8 +47,8 @@ static Json *kernel_json(const TorchLog *log, int index)
     json_set(row, "rank", json_integer(module->rank));
     json_set(row, "language", json_text(kernel->language));
     json_set(row, "hash", json_text(kernel->hash));
-    json_set(row, "read_bytes", json_of_bytes(kernel_bytes(log, index, false)));
-    json_set(row, "written_bytes", json_of_bytes(kernel_bytes(log, index, true)));
+    json_set(row, "read_bytes", json_of_bytes(kernel->read_bytes));
+    json_set(row, "written_bytes", json_of_bytes(kernel->written_bytes));
     return row;
 }
 
@@ -136,9 +126,8 @@ static void show_kernels(const TorchLog *log)
         table_cell(table, "%s", kernel->name);
         table_cell(table, "%s", kernel->kind);
         table_cell(table, "%lld", (long long)kernel->calls);
-        table_cell(table, "%s", table_bytes(kernel_bytes(log, (int)k, false), read, sizeof(read)));
-        table_cell(table, "%s",
-                   table_bytes(kernel_bytes(log, (int)k, true), written, sizeof(written)));
+        table_cell(table, "%s", table_bytes(kernel->read_bytes, read, sizeof(read)));
+        table_cell(table, "%s", table_bytes(kernel->written_bytes, written, sizeof(written)));
         table_cell(table, "%s", from);
     }
     table_print(table, stdout);

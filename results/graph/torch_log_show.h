@@ -12,7 +12,5 @@ void torch_log_show(const TorchLog *log);
 // Local. The coverage line, the first lines that were not understood, and what is missing, on
 // stderr.
 void torch_log_warn(const TorchLog *log);
-// Local. Bytes of the first call of a kernel; NaN when not known.
-double kernel_bytes(const TorchLog *log, int kernel, bool written);
 Json *names_json(const NameList *names);
 Json *json_of_bytes(double bytes); // null when not known

@@ -86,8 +86,8 @@ static Json *describe(const TorchLog *log, int module_index, const LogCall *call
     } else {
         add_place(log, module->graph, kernel ? &kernel->nodes : &call->nodes, object);
     }
-    double read_bytes = call ? call->read_bytes : kernel_bytes(log, kernel_index, false);
-    double written_bytes = call ? call->written_bytes : kernel_bytes(log, kernel_index, true);
+    double read_bytes = call ? call->read_bytes : kernel->read_bytes;
+    double written_bytes = call ? call->written_bytes : kernel->written_bytes;
     json_set(object, "read_bytes", json_of_bytes(read_bytes));
     json_set(object, "written_bytes", json_of_bytes(written_bytes));
     json_set(object, "estimated_bytes", json_of_bytes(read_bytes + written_bytes));
@@ -157,9 +157,10 @@ typedef struct Addition {
 
 static double bytes_of_match(const Merge *merge, const LogMatch *match)
 {
-    if (match->call < 0)
-        return kernel_bytes(merge->log, match->kernel, false) +
-               kernel_bytes(merge->log, match->kernel, true);
+    if (match->call < 0) {
+        const LogKernel *kernel = &merge->log->kernels.items[match->kernel];
+        return kernel->read_bytes + kernel->written_bytes;
+    }
     const LogCall *call = &merge->log->modules.items[match->module].calls.items[match->call];
     return call->read_bytes + call->written_bytes;
 }
