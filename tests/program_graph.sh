@@ -103,4 +103,32 @@ expect_error 65 'ends too early' 0 trace_merge cut.json "$logs/train.short.txt" 
 expect_error 65 'holds no graph' 0 trace_merge "$logs/train.trace.json" "$logs/train.trace.json" -o y.json
 expect_no_file y.json
 
+# ---- large files: 150 MB of trace, 70 MB of log ----
+# Traces stream through; of a log only counts and kernels stay when no page is wanted.
+repeated() { # repeated COUNT FILE SEPARATOR: the file that often
+    local i
+    for ((i = 0; i < $1; i++)); do
+        if [ "$i" -gt 0 ]; then printf '%s' "$3"; fi
+        cat "$2"
+    done
+}
+copies=900
+if grep -q __asan_init "$program"; then copies=30; fi
+sed '1,/"traceEvents": \[/d; /^  \],$/,$d' "$logs/train.trace.json" >events
+{ printf '{"traceEvents": [\n' && repeated $copies events ',' && printf ']}\n'; } >large.json
+repeated $copies "$logs/train.short.txt" '' >large.txt
+command_line="trace_merge of a large trace"
+"$build/tool_peak_memory" peak "$program" trace_merge large.json "$logs/train.short.txt" -o large.merged.json --json >out 2>err
+status=$?
+expect_status 0
+expect_text out "\"merged\": $((76 * copies)),"
+expect_peak_below 80000000
+rm -f large.json large.merged.json
+command_line="graph of a large log"
+"$build/tool_peak_memory" peak "$program" graph large.txt --json >out 2>err
+status=$?
+expect_status 0
+expect_text out "\"extern_calls\": $((18 * copies))"
+expect_peak_below 70000000
+
 finish
