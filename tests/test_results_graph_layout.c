@@ -78,6 +78,23 @@ static void layouts_are_sound(void **state)
     }
 }
 
+// Few nodes, but edges across hundreds of ranks: dot would take the better part of a minute.
+static void long_edges_are_too_much_for_dot(void **state)
+{
+    (void)state;
+    Sample *sample = make_sample(500, 1);
+    int64_t edges = 0;
+    for (int n = 1; n < 500; n++) {
+        sample->edge[edges++] = (LayoutEdge){n - 1, n};
+        sample->edge[edges++] = (LayoutEdge){n * 7 / 11, n};
+    }
+    sample->graph.edges = edges;
+    Layout layout = layout_make(&sample->graph);
+    ASSERT_CONTAINS(layout.method, "too large");
+    layout_destroy(&layout);
+    free(sample);
+}
+
 static void ranks_do_without_graphviz(void **state)
 {
     (void)state;
@@ -99,6 +116,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layouts_are_sound),
+        cmocka_unit_test(long_edges_are_too_much_for_dot),
         cmocka_unit_test(ranks_do_without_graphviz),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

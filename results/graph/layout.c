@@ -122,19 +122,49 @@ static void place_ranks(const LayoutGraph *graph, const LayoutEdge *edges, int64
     free(placed);
 }
 
-void layout_by_ranks(const LayoutGraph *graph, Layout *layout)
+typedef struct Ranks {
+    LayoutEdge *edges; // those that go down, in order
+    int64_t edge_count;
+    int *rank; // [nodes]
+} Ranks;
+
+static Ranks find_ranks(const LayoutGraph *graph)
 {
-    LayoutEdge *edges = zeroed(graph->edges, sizeof(*edges));
-    int *rank = zeroed(graph->nodes, sizeof(*rank));
-    int64_t edge_count = 0;
+    Ranks ranks = {.edges = zeroed(graph->edges, sizeof(LayoutEdge)),
+                   .rank = zeroed(graph->nodes, sizeof(int))};
     for (int64_t i = 0; i < graph->edges; i++)
         if (goes_down(graph, &graph->edge[i]))
-            edges[edge_count++] = graph->edge[i];
-    qsort(edges, (size_t)edge_count, sizeof(*edges), compare_edges);
-    rank_nodes(graph, edges, edge_count, rank);
-    place_ranks(graph, edges, edge_count, rank, layout);
-    free(rank);
-    free(edges);
+            ranks.edges[ranks.edge_count++] = graph->edge[i];
+    qsort(ranks.edges, (size_t)ranks.edge_count, sizeof(*ranks.edges), compare_edges);
+    rank_nodes(graph, ranks.edges, ranks.edge_count, ranks.rank);
+    return ranks;
+}
+
+static void drop_ranks(Ranks *ranks)
+{
+    free(ranks->rank);
+    free(ranks->edges);
+}
+
+// dot divides an edge at every rank that it crosses, and its time grows with the square of the
+// pieces: half a second for LAYOUT_DOT_PIECES_MAX.
+static bool fits_dot(const LayoutGraph *graph)
+{
+    if (graph->nodes > LAYOUT_DOT_NODES_MAX || graph->edges > LAYOUT_DOT_EDGES_MAX)
+        return false;
+    Ranks ranks = find_ranks(graph);
+    int64_t pieces = 0;
+    for (int64_t i = 0; i < ranks.edge_count; i++)
+        pieces += ranks.rank[ranks.edges[i].to] - ranks.rank[ranks.edges[i].from];
+    drop_ranks(&ranks);
+    return pieces <= LAYOUT_DOT_PIECES_MAX;
+}
+
+void layout_by_ranks(const LayoutGraph *graph, Layout *layout)
+{
+    Ranks ranks = find_ranks(graph);
+    place_ranks(graph, ranks.edges, ranks.edge_count, ranks.rank, layout);
+    drop_ranks(&ranks);
 }
 
 // Moves everything so that it begins at 0, 0.
@@ -160,7 +190,7 @@ Layout layout_make(const LayoutGraph *graph)
 {
     Layout layout = {.x = zeroed(graph->nodes, sizeof(double)),
                      .y = zeroed(graph->nodes, sizeof(double))};
-    bool fits = graph->nodes <= LAYOUT_DOT_NODES_MAX && graph->edges <= LAYOUT_DOT_EDGES_MAX;
+    bool fits = fits_dot(graph);
     bool done = fits && layout_by_graphviz && layout_by_graphviz(graph, &layout);
     layout.method = done                 ? "laid out by Graphviz (dot)"
                     : !fits              ? "laid out in ranks by depth: too large for Graphviz"

@@ -6,7 +6,7 @@
 
 #include "harness/base.h"
 
-enum { LAYOUT_DOT_NODES_MAX = 600, LAYOUT_DOT_EDGES_MAX = 1500 };
+enum { LAYOUT_DOT_NODES_MAX = 600, LAYOUT_DOT_EDGES_MAX = 1500, LAYOUT_DOT_PIECES_MAX = 6000 };
 
 typedef struct LayoutEdge {
     int from, to;

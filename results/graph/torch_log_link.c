@@ -210,6 +210,8 @@ static double argument_bytes(const LogModule *module, Slice argument)
 static void estimate_kernel(const LogModule *module, const LogKernel *kernel, LogCall *call)
 {
     Slice list = slice_of(call->arguments), item;
+    if (kernel->parameters.count == 0) // a choice between kernels, or a language not taken apart
+        call->read_bytes = call->written_bytes = (double)NAN;
     for (int64_t i = 0; i < kernel->parameters.count && slice_take_item(&list, &item); i++) {
         double bytes = argument_bytes(module, item);
         call->read_bytes += kernel->parameters.items[i].reads ? bytes : 0;
