@@ -108,6 +108,7 @@ static const struct {
      "0_forward/cpp*1 0_forward/cpp*1 0_backward/cpp*1 0_backward/cpp*1 0_backward/cpp*1 "
      "1_forward/cpp*1 1_forward/cpp*1 1_backward/cpp*1 1_backward/cpp*1 1_backward/cpp*1",
      11},
+    {"cpu-profiled.prefix.txt", "inference0:3/12/1", "0_inference/cpp*1", 1},
     {"dynamic.short.txt", "joint0:11/50/11 joint1:10/50/10 forward1:9/15/10 backward1:10/30/9",
      "1_forward/cpp*1 1_forward/cpp*1 1_backward/cpp*1 1_backward/cpp*1 1_backward/cpp*1", 5},
     {"breaks.prefix.txt",

@@ -116,6 +116,7 @@ static const struct {
     {"train.trace.json", "train.prefix.txt", 100, 16, 76, 0},
     {"infercpu.trace.json", "infercpu.short.txt", 0, 0, 0, 6},
     {"cpu-train.trace.json", "cpu-train.prefix.txt", 0, 0, 0, 12},
+    {"cpu-profiled.trace.json", "cpu-profiled.prefix.txt", 2, 2, 2, 2}, // cpp.enable_kernel_profile
 };
 
 static void real_traces_are_merged_and_else_unchanged(void **state)

@@ -225,6 +225,19 @@ static bool is_warning_code(Slice text)
     return text.bytes > 2 && slice_starts(text, "  ") && text.at[2] != ' ';
 }
 
+// The profiler's C++ part: "ERROR:2026-11-23 12:35:44 32479:32479 DeviceProperties.cpp:48] ..."
+static bool is_by_kineto(Slice text)
+{
+    static const char *const levels[] = {"VERBOSE:", "INFO:", "WARNING:", "ERROR:", "STAGE:"};
+    int64_t number;
+    for (size_t i = 0; i < COUNT_OF(levels); i++) {
+        Slice rest = text;
+        if (slice_take(&rest, levels[i]))
+            return slice_take_number(&rest, &number) && slice_starts(rest, "-");
+    }
+    return false;
+}
+
 static bool is_known_noise(Slice text)
 {
     static const char *const starts[] = {
@@ -247,7 +260,7 @@ static bool is_known_noise(Slice text)
     Slice head = slice_until(text, FIRST_PATH_BYTES);
     bool by_glog = head.bytes > 2 && head.at[0] == '[' && memchr("IWEF", head.at[1], 4) &&
                    head.at[2] >= '0' && head.at[2] <= '9';
-    if (by_glog) // C++ parts: "[W1123 02:53:40.684 Module.cpp:12] ..."
+    if (by_glog || is_by_kineto(text)) // C++ parts: "[W1123 02:53:40.684 Module.cpp:12] ..."
         return true;
     for (size_t i = 0; i < COUNT_OF(parts); i++)
         if (slice_find(head, parts[i]) < head.bytes)

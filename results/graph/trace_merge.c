@@ -167,6 +167,7 @@ static double bytes_of_match(const Merge *merge, const LogMatch *match)
 
 static bool looks_generated(Slice name)
 {
+    name = trace_kernel_name(name);
     return slice_starts(name, "triton_") || slice_starts(name, "cpp_fused_");
 }
 
@@ -198,9 +199,9 @@ static bool names_agree(const Merge *merge, const TraceEvent *event, const LogMa
 {
     if (match->kernel < 0)
         return trace_ops_kernel_named(merge->ops, event->name) < 0 && !looks_generated(event->name);
-    const char *name = merge->log->kernels.items[match->kernel].device_name;
-    return slice_is(event->name, name) || slice_starts(event->name, name) ||
-           slice_is(event->name, "triton_");
+    Slice name = trace_kernel_name(event->name); // the trace's may have a suffix
+    return slice_starts(name, merge->log->kernels.items[match->kernel].device_name) ||
+           slice_is(name, "triton_");
 }
 
 static Addition addition_of_kernel(Merge *merge, const TraceEvent *event)
@@ -284,7 +285,8 @@ static bool merge_kernel(Merge *merge, const TraceEvent *event, bool generated, 
 static bool merge_op(Merge *merge, const TraceEvent *event, Error *error)
 {
     int kernel = trace_ops_kernel_named(merge->ops, event->name);
-    bool cpp = kernel >= 0 && strcmp(merge->log->kernels.items[kernel].language, "cpp") == 0;
+    bool cpp = kernel < 0 ? slice_starts(trace_kernel_name(event->name), "cpp_")
+                          : strcmp(merge->log->kernels.items[kernel].language, "cpp") == 0;
     LogMatch match;
     if (cpp)
         return merge_kernel(merge, event, true, error);

@@ -185,9 +185,19 @@ void trace_ops_destroy(TraceOps *ops)
     free(ops);
 }
 
+// C++ kernels are recorded as "graph_3_cpp_fused_add_0" when the profiler knows them at all.
+Slice trace_kernel_name(Slice name)
+{
+    Slice rest = name;
+    int64_t ignored;
+    bool named =
+        slice_take(&rest, "graph_") && slice_take_number(&rest, &ignored) && slice_take(&rest, "_");
+    return named ? rest : name;
+}
+
 int trace_ops_kernel_named(const TraceOps *ops, Slice name)
 {
-    return (int)name_map_find(&ops->first_kernel, name);
+    return (int)name_map_find(&ops->first_kernel, trace_kernel_name(name));
 }
 
 int trace_ops_next_kernel(const TraceOps *ops, int kernel)
@@ -213,16 +223,6 @@ static uint64_t thread_of(const TraceEvent *event)
     return hash;
 }
 
-// C++ kernels are recorded as "graph_3_cpp_fused_add_0" when the profiler knows them at all.
-static Slice without_graph(Slice name)
-{
-    Slice rest = name;
-    int64_t ignored;
-    bool named =
-        slice_take(&rest, "graph_") && slice_take_number(&rest, &ignored) && slice_take(&rest, "_");
-    return named ? rest : name;
-}
-
 static void add_launch(TraceOps *ops, const TraceEvent *event)
 {
     bool from_host =
@@ -242,7 +242,7 @@ void trace_ops_add(TraceOps *ops, const TraceEvent *event)
     }
     bool region = slice_find(event->name, "CompiledFxGraph") < event->name.bytes;
     int64_t number =
-        region ? NAME_REGION : name_map_find(&ops->name_index, without_graph(event->name));
+        region ? NAME_REGION : name_map_find(&ops->name_index, trace_kernel_name(event->name));
     int64_t hash =
         event->kernel_hash.bytes ? name_map_find(&ops->kernel_of_hash, event->kernel_hash) : -1;
     if (!region && number < 0 && hash < 0)

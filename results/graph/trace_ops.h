@@ -27,6 +27,8 @@ bool trace_ops_of_kernel(const TraceOps *ops, const TraceEvent *event, LogMatch 
                          bool *by_hash);
 // Local. The match of an op event itself.
 bool trace_ops_of_op(const TraceOps *ops, const TraceEvent *event, LogMatch *match);
+// Local. The name that the log has for a name of the trace.
+Slice trace_kernel_name(Slice name);
 // Local. Kernels of the log with this name on the device; the first of a chain, -1.
 int trace_ops_kernel_named(const TraceOps *ops, Slice name);
 int trace_ops_next_kernel(const TraceOps *ops, int kernel);
