@@ -11,7 +11,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
 runs=${FUZZ_RUNS:-15000}
 # Half of the time of an input would go into keeping what it freed and who took it.
-export ASAN_OPTIONS=${ASAN_OPTIONS:-malloc_context_size=3:quarantine_size_mb=8}
+export ASAN_OPTIONS=${ASAN_OPTIONS:-malloc_context_size=2:quarantine_size_mb=8:max_malloc_fill_size=0}
 
 compiler=$(command -v clang clang-19 clang-16 clang-15 clang-14 | head -n 1)
 [ -n "$compiler" ] || { echo "skipped: no clang (apt install clang libclang-rt-14-dev)" && exit 77; }
@@ -71,7 +71,7 @@ fuzz() { # fuzz TARGET SEEDS RUNS
         "$s/tests/fuzz_$1.c" "${objects[@]}" "${flags[@]}" -lm -o "fuzz_$1" 2>err || { fail "no fuzz_$1: $(tail -n 3 err)" && return; }
     mkdir -p "corpus_$1"
     timeout --kill-after=5 "${FUZZ_LIMIT_S:-600}" "./fuzz_$1" -max_len=4096 -runs="$3" -dict=words -rss_limit_mb=4096 -timeout=20 \
-        -artifact_prefix="$build/fuzz_$1-" -print_final_stats=1 "corpus_$1" "$2" >out 2>fuzz.log </dev/null
+        -artifact_prefix="$build/fuzz_$1-" -print_final_stats=1 -reload=0 "corpus_$1" "$2" >out 2>fuzz.log </dev/null
     status=$?
     grep -q "stat::number_of_executed_units: $3" fuzz.log && [ $status -eq 0 ] ||
         fail "fuzz_$1: exit code $status: $(grep -E 'ERROR|SUMMARY|Test unit' fuzz.log | head -n 4)"
