@@ -120,8 +120,9 @@
     const tab = data.tabs[state.tab], box = byId('stage').getBoundingClientRect();
     if (!tab || !tab.nodes.length || !box.width) return;
     const across = (box.width - 40) / Math.max(tab.width, 1), down = (box.height - 60) / Math.max(tab.height, 1);
-    // A tall graph is shown from its top at a size that can be read.
-    camera.scale = Math.max(Math.min(across, down, 1.25), Math.min(across, 0.8), ZOOM_MIN);
+    // A tall graph is shown from its top at a size that can be read, one that is a little too wide its middle.
+    const least = across > FAR / 1.5 ? FAR : ZOOM_MIN;
+    camera.scale = Math.max(Math.min(across, down, 1.25), Math.min(across, 0.8), least);
     camera.x = (box.width - tab.width * camera.scale) / 2;
     camera.y = Math.max(20, (box.height - 30 - tab.height * camera.scale) / 2);
     applyCamera();
