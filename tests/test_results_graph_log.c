@@ -457,6 +457,27 @@ static void both_forms_of_call_are_read(void **state)
     }
 }
 
+// What a program prints while its short log goes on stands between the lines of a function.
+static void prints_do_not_end_a_function(void **state)
+{
+    (void)state;
+    TorchLog *log = read_text("DEBUG:a.b:Output code:\n# AOT ID: ['0_forward']\n"
+                              "k_0 = async_compile.triton('k_0', '''\npass\n''')\n"
+                              "class Runner:\n    def call(self, args):\n"
+                              "        k_0.run(a, b)\n"
+                              "step 3, loss: 2.5\n"
+                              "loss: 2.5\n"
+                              "        extern_kernels.mm(a, b, out=c)\n"
+                              "/x/y.py:3: UserWarning: mind the gap\n  warnings.warn(\n"
+                              "        k_0.run(a, b)\n"
+                              "        return (c, )\n\n"
+                              "runner = Runner(partitions=[])\n");
+    assert_int_equal(log->kernels.items[0].calls, 2);
+    assert_int_equal(torch_log_extern_calls(log), 1);
+    assert_int_equal(log->lines.unknown, 2);
+    torch_log_destroy(log);
+}
+
 // Calls without the arguments they should have.
 static void empty_brackets_are_survived(void **state)
 {
@@ -587,6 +608,7 @@ int main(void)
         cmocka_unit_test(ranks_come_from_the_line_or_the_file),
         cmocka_unit_test(roles_of_parameters_are_kept),
         cmocka_unit_test(both_forms_of_call_are_read),
+        cmocka_unit_test(prints_do_not_end_a_function),
         cmocka_unit_test(empty_brackets_are_survived),
         cmocka_unit_test(one_name_in_two_modules_is_two_kernels),
         cmocka_unit_test(pieces_of_any_size_give_the_same),

@@ -353,13 +353,15 @@ static LineFate take_line(TorchLog *log, const LogLine *line)
     if (line->form != LINE_BARE)
         return block_line(log, stream, line);
     bool within_code = stream->block == BLOCK_CODE && stream->state != CODE_TOP;
+    bool within_string =
+        within_code && (stream->state == CODE_KERNEL || stream->state == CODE_STRING);
     if (!within_code && begins_custom(line->text)) {
         LogLine inner = custom_line(line);
         return begin_message(log, stream, &inner);
     }
     if (is_foreign(stream, line->text))
         return outside_line(log, line->text);
-    if (log->parser->after_warning && is_warning_code(line->text) && !within_code)
+    if (log->parser->after_warning && is_warning_code(line->text) && !within_string)
         return outside_line(log, line->text);
     log->parser->after_warning = false;
     return block_line(log, stream, line);

@@ -209,8 +209,15 @@ static bool is_module_text(Slice text)
     bool named = slice_take_name(&rest).bytes > 0;
     while (named && slice_take(&rest, "."))
         slice_take_name(&rest);
-    return named && (slice_starts(rest, " = ") || slice_starts(rest, "(") ||
-                     slice_starts(rest, ", ") || slice_starts(rest, ": "));
+    return named && (slice_starts(rest, " = ") || slice_starts(rest, "("));
+}
+
+// What the program or another thread printed in the middle of a short message.
+static bool is_printed_between(const LogLine *line)
+{
+    Slice text = line->text;
+    return line->form == LINE_BARE && text.bytes > 0 && text.at[0] != ' ' && text.at[0] != '\t' &&
+           !is_module_text(text);
 }
 
 // @triton_heuristics.pointwise( in the module itself: the kernel follows without a string.
@@ -242,7 +249,7 @@ static LineFate top_line(TorchLog *log, Stream *stream, const LogLine *line)
         function_line(stream, text); // of a class
         return LINE_UNDERSTOOD;
     }
-    if (line->form == LINE_BARE && !is_module_text(text))
+    if (is_printed_between(line))
         return outside_line(log, text);
     if (text.at[0] == '#') {
         comment_line(log, stream, text);
@@ -311,6 +318,8 @@ LineFate code_block_line(TorchLog *log, Stream *stream, const LogLine *line)
         return top_line(log, stream, line);
     case CODE_CALL:
     case CODE_OTHER:
+        if (is_printed_between(line))
+            return outside_line(log, text);
         if (leaves_function(stream, text))
             return top_line(log, stream, line);
         if (stream->state == CODE_CALL)
