@@ -35,9 +35,11 @@ done
 
 # seeds FOLDER: logs, traces and their parts of up to 4096 bytes.
 mkdir -p seeds_torch_log seeds_trace
-for file in "$golden"/torch_logs/*.txt; do
-    split -b 4000 --additional-suffix=".$(basename "$file")" "$file" seeds_torch_log/
+for file in "$golden"/torch_logs/*.txt; do # short ones: an input costs what its bytes cost
+    split -b 1000 --additional-suffix=".$(basename "$file")" "$file" seeds_torch_log/
 done
+head -c 4096 "$golden/torch_logs/train.short.txt" >seeds_torch_log/long
+tail -c 4096 "$golden/torch_logs/train.short.txt" >seeds_torch_log/long.end
 for file in "$golden"/torch_logs/*.trace.json; do
     { echo '{"traceEvents":[' && grep -A 8 -m 3 '"cat": "\(cpu_op\|kernel\)"' "$file" | tr -d '\n' | head -c 3000; } \
         >"seeds_trace/$(basename "$file")"
