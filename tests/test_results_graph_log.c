@@ -109,6 +109,13 @@ static const struct {
      "1_forward/cpp*1 1_forward/cpp*1 1_backward/cpp*1 1_backward/cpp*1 1_backward/cpp*1",
      11},
     {"cpu-profiled.prefix.txt", "inference0:3/12/1", "0_inference/cpp*1", 1},
+    {"release24.prefix.txt", "joint0:5/41/6 forward0:4/17/9 backward0:8/25/4",
+     "0_forward/cpp*1 0_backward/cpp*1", 3},
+    {"release26.short.txt", "inference0:3/18/3 inference1:2/12/6",
+     "0_inference/persistent_reduction*1 0_inference/persistent_reduction*1 "
+     "0_inference/reduction*1 1_inference/reduction*1 1_inference/persistent_reduction*1 "
+     "1_inference/reduction*1 1_inference/pointwise*1 1_inference/pointwise*1",
+     2},
     {"dynamic.short.txt", "joint0:11/50/11 joint1:10/50/10 forward1:9/15/10 backward1:10/30/9",
      "1_forward/cpp*1 1_forward/cpp*1 1_backward/cpp*1 1_backward/cpp*1 1_backward/cpp*1", 5},
     {"breaks.prefix.txt",
