@@ -1,8 +1,9 @@
-// doctor.c -- `meshwork doctor`: the harness's probes, and those of the folders that wall in HDF5
-// and NCCL.
+// doctor.c -- `meshwork doctor`: the harness's probes, and those of the folders that wall in HDF5,
+// NCCL and Graphviz.
 #include "harness/doctor.h"
 #include "harness/command.h"
 #include "parallel/comm.h"
+#include "results/graph/layout.h"
 #include "results/store.h"
 
 #include <ctype.h>
@@ -42,7 +43,32 @@ static void look_nccl(DoctorLine *line)
              "toolkit and build again");
 }
 
+// A library without its plug-in for dot is as good as none.
+static void look_graphviz(DoctorLine *line)
+{
+    const LayoutEdge edge = {0, 1};
+    const double width[] = {50, 50};
+    double x[2], y[2];
+    Layout layout = {.x = x, .y = y};
+    char version[64] = "";
+    if (layout_graphviz_version)
+        layout_graphviz_version(version, sizeof(version));
+    bool works =
+        layout_by_graphviz &&
+        layout_by_graphviz(&(LayoutGraph){.nodes = 2, .edges = 1, .width = width, .edge = &edge},
+                           &layout);
+    snprintf(line->found, sizeof(line->found), "%s%s",
+             version[0] ? "Graphviz " : "this build has no Graphviz", version);
+    if (works)
+        return;
+    line->verdict = version[0] ? DOCTOR_WARNING : DOCTOR_ABSENT;
+    snprintf(line->cost, sizeof(line->cost), "graph pages are laid out in ranks by depth: %s",
+             version[0] ? "its layout plug-in does not load: apt install --reinstall libgvc6"
+                        : "apt install libgraphviz-dev and build again");
+}
+
 static const DoctorProbe probes[] = {
+    {"graphviz", look_graphviz},
     {"hdf5", look_hdf5},
     {"nccl", look_nccl},
     {NULL, NULL},

@@ -37,18 +37,6 @@ static const Option options[] = {
     {.name = NULL},
 };
 
-static bool is_hdf5(const char *path)
-{
-    static const char signature[] = {'\x89', 'H', 'D', 'F'};
-    char start[sizeof signature] = "";
-    FILE *file = fopen(path, "rb");
-    bool found = file && fread(start, sizeof start, 1, file) == 1 &&
-                 memcmp(start, signature, sizeof start) == 0;
-    if (file)
-        fclose(file);
-    return found;
-}
-
 // A run that was killed leaves its journal where the result should be: say so.
 static void mention_journal(const char *path, Error *error)
 {
@@ -66,7 +54,7 @@ static bool show(const char *path, const Params *params, Error *error)
 {
     Result result;
     bool good =
-        is_hdf5(path) ? store_read(path, &result, error) : journal_read(path, &result, error);
+        store_is_file(path) ? store_read(path, &result, error) : journal_read(path, &result, error);
     if (!good) {
         mention_journal(path, error);
         return false;

@@ -8,6 +8,8 @@
 
 // Local. Error 73/74. Overwrites only with force.
 bool store_write(const Result *result, const char *path, bool force, Error *error);
+// Local. Does it begin as HDF5 files do?
+bool store_is_file(const char *path);
 // Local. Error 66 (not there), 65 (not ours, damaged).
 bool store_read(const char *path, Result *result, Error *error);
 // Local. Version of the linked library, for doctor and --version.

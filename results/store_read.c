@@ -525,6 +525,18 @@ static bool read_contained(FileMap image, Result *result, Error *error)
                      WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 }
 
+bool store_is_file(const char *path)
+{
+    static const char signature[] = {'\x89', 'H', 'D', 'F'};
+    char start[sizeof signature] = "";
+    FILE *file = fopen(path, "rb");
+    bool found = file && fread(start, sizeof start, 1, file) == 1 &&
+                 memcmp(start, signature, sizeof start) == 0;
+    if (file)
+        fclose(file);
+    return found;
+}
+
 bool store_read(const char *path, Result *result, Error *error)
 {
     static const uint8_t signature[8] = {0x89, 'H', 'D', 'F', '\r', '\n', 0x1A, '\n'};

@@ -15,6 +15,8 @@ walls=(
     "nccl[a-z_]*\.h  ^parallel/|^tests/"
     "mpi\.h          ^harness/(run|check|doctor)[a-z_]*\.(c|h)$|^parallel/|^experiments/doctor\.c$|^tests/"
     "papi\.h         ^harness/"
+    "(cgraph|gvc)\.h ^results/graph/layout_graphviz\.c$"
+    "zlib\.h         ^results/(store|journal|lines)[a-z_]*\.c$|^results/graph/source\.c$"
     "cuda[a-z_]*\.h  _(cuda|nccl|cublas)\.(c|h)$|\.cuh?$"
     "nvml\.h         _cuda\.c$"
     "cublas[A-Za-z_]*\.h _(cuda|cublas)\.(c|h)$|\.cu$"
@@ -71,6 +73,7 @@ must_refuse harness/a.c '#include "results/result.h"'
 must_refuse kernels/a.cu '  # include "parallel/comm.h"'
 must_refuse experiments/model/a.c '#include <nccl.h>'
 must_refuse quant/a.c '#include <jansson.h>'
+must_refuse results/graph/page.c '#include <graphviz/gvc.h>'
 must_refuse harness/a.c '#include <cuda_runtime.h>'
 must_refuse utils/a.c '#include "harness/base.h"'
 
