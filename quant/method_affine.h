@@ -34,7 +34,7 @@ FORMAT_INLINE QuantBlock quant_range_choose(const QuantContext *context, QuantSt
 FORMAT_INLINE uint32_t quant_range_encode(const QuantBlock *block, float x)
 {
     float q = (x - block->zero) / block->scale;
-    return q == q ? (quant_whole(q, 0.0f, 15.0f) - 8u) & 0xFu : 0;
+    return quant_select(quant_is_nan(q), 0, (quant_whole(q, 0.0f, 15.0f) - 8u) & 0xFu);
 }
 
 FORMAT_INLINE QuantBlock quant_tile_choose(const QuantContext *context, QuantStatistics s)
@@ -62,13 +62,14 @@ FORMAT_INLINE QuantBlock quant_zero_point_choose(const QuantContext *context, Qu
 {
     DType t = context->input;
     QuantBlock block = {0};
-    float low = s.minimum > 0.0f ? 0.0f : s.minimum, high = s.maximum < 0.0f ? 0.0f : s.maximum;
+    float low = quant_select_f32(s.minimum > 0.0f, 0.0f, s.minimum);
+    float high = quant_at_least(s.maximum, 0.0f);
     float range = quant_round(t, high - low);
     block.scale = quant_at_least(quant_round(t, range * (1.0f / 255.0f)), 0x1p-126f);
     block.multiplier = quant_round(t, 1.0f / block.scale);
     float zero = -128.0f - quant_rint(quant_round(t, low / block.scale));
     zero = quant_round(t, zero);
-    block.zero = zero == zero ? quant_clamp(zero, -128.0f, 127.0f) : 0.0f;
+    block.zero = quant_select_f32(quant_is_nan(zero), 0.0f, quant_clamp(zero, -128.0f, 127.0f));
     block.scale_bits = quant_bits(context->rule.scale_dtype, block.scale);
     block.zero_bits = quant_whole(block.zero, -128.0f, 127.0f) & 0xFFu;
     return block;
@@ -85,11 +86,13 @@ FORMAT_INLINE QuantBlock quant_zero_point_ct_choose(const QuantContext *context,
 {
     DType t = context->input;
     QuantBlock block = {0};
-    float low = s.minimum > 0.0f ? 0.0f : s.minimum, high = s.maximum < 0.0f ? 0.0f : s.maximum;
+    float low = quant_select_f32(s.minimum > 0.0f, 0.0f, s.minimum);
+    float high = quant_at_least(s.maximum, 0.0f);
     float scale = quant_round(t, quant_round(t, high - low) * (1.0f / 15.0f));
     float zero = quant_round(t, -8.0f - quant_round(t, low / scale));
-    zero = zero == zero ? quant_rint(quant_clamp(zero, -8.0f, 7.0f)) : 0.0f;
-    block.scale = scale == 0.0f ? 0x1p-7f : scale;
+    float whole = quant_rint(quant_clamp(zero, -8.0f, 7.0f));
+    zero = quant_select_f32(quant_is_nan(zero), 0.0f, whole);
+    block.scale = quant_select_f32(scale == 0.0f, 0x1p-7f, scale);
     block.zero = zero;
     block.scale_bits = quant_bits(context->rule.scale_dtype, block.scale);
     block.zero_bits = quant_whole(zero, -8.0f, 7.0f) & 0xFFu;

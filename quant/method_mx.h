@@ -21,42 +21,40 @@ enum { MX_BYTE_NAN = 0xFF };
 // 2^(byte - 127); FF is NaN.
 FORMAT_INLINE float quant_mx_power(uint32_t byte)
 {
-    uint32_t bits = byte == 0 ? 0x400000u : byte << FORMAT_F32_MANTISSA_BITS;
-    return byte == MX_BYTE_NAN ? quant_nan() : format_f32_value(bits);
+    uint32_t bits = quant_select(byte == 0, 0x400000u, byte << FORMAT_F32_MANTISSA_BITS);
+    return format_f32_value(quant_select(byte == MX_BYTE_NAN, 0x7FC00000u, bits));
 }
 
-FORMAT_INLINE uint32_t quant_mx_clamp(int32_t exponent)
+// The smallest power of two not below a ratio.
+FORMAT_INLINE uint32_t quant_mx_byte_rceil(float ratio)
 {
-    exponent = exponent < 0 ? 0 : exponent;
-    return exponent > MX_BYTE_NAN ? MX_BYTE_NAN : (uint32_t)exponent;
+    uint32_t u = format_f32_magnitude(ratio), mantissa = u & 0x7FFFFFu;
+    uint32_t exponent = u >> FORMAT_F32_MANTISSA_BITS;
+    uint32_t up = mantissa > quant_select(exponent == 0, 0x400000u, 0);
+    return format_minimum(exponent + up, MX_BYTE_NAN);
 }
 
 FORMAT_INLINE uint32_t quant_mx_byte(MxMode mode, QuantCode code, float amax)
 {
-    const int32_t largest_exponent = code == CODE_E4M3 ? 8 : 2;
+    const bool fp8 = code == CODE_E4M3;
     uint32_t u = format_f32_magnitude(amax);
-    if (mode == MX_RCEIL) {
-        float ratio = amax * (code == CODE_E4M3 ? 1.0f / 448.0f : 1.0f / 6.0f);
-        u = format_f32_magnitude(ratio);
-        uint32_t exponent = u >> FORMAT_F32_MANTISSA_BITS, mantissa = u & 0x7FFFFFu;
-        uint32_t up = exponent == 0 ? mantissa > 0x400000u : mantissa != 0;
-        return exponent == 0xFFu ? MX_BYTE_NAN : exponent + up;
-    }
+    if (mode == MX_RCEIL)
+        return quant_mx_byte_rceil(amax * (fp8 ? 1.0f / 448.0f : 1.0f / 6.0f));
     if (mode == MX_EVEN) // half a unit of the element's last mantissa bit
-        u = u < FORMAT_F32_INFINITY ? u + (1u << (code == CODE_E4M3 ? 19 : 21)) : u;
-    int32_t exponent = (int32_t)(u >> FORMAT_F32_MANTISSA_BITS);
-    int32_t up = mode == MX_CEIL && (u & 0x7FFFFFu) != 0;
-    return exponent == 0xFF ? MX_BYTE_NAN : quant_mx_clamp(exponent + up - largest_exponent);
+        u = format_minimum(u, FORMAT_F32_INFINITY) + (fp8 ? 1u << 19 : 1u << 21);
+    uint32_t exponent = u >> FORMAT_F32_MANTISSA_BITS;
+    uint32_t raised = exponent + (mode == MX_CEIL && (u & 0x7FFFFFu) != 0);
+    uint32_t byte = raised - format_minimum(raised, fp8 ? 8 : 2);
+    return quant_select(exponent >= MX_BYTE_NAN, MX_BYTE_NAN, byte);
 }
 
 // amax of a bf16 operand. Infinity and NaN, for which the reference has no byte, give FF.
 FORMAT_INLINE uint32_t quant_mx_byte_ct(QuantCode code, float amax)
 {
     uint32_t u = format_f32_magnitude(amax) >> 16;
-    int32_t exponent = (int32_t)(((u + 0x20u) & 0xFF80u) >> 7) - (code == CODE_E4M3 ? 8 : 2);
-    exponent = exponent < 0 ? 0 : exponent;
-    uint32_t byte = exponent > 0xFE ? 0xFEu : (uint32_t)exponent;
-    return u >= 0x7F80u ? MX_BYTE_NAN : byte;
+    uint32_t exponent = ((u + 0x20u) & 0xFF80u) >> 7, less = code == CODE_E4M3 ? 8 : 2;
+    uint32_t byte = exponent - format_minimum(exponent, less);
+    return quant_select(u >= 0x7F80u, MX_BYTE_NAN, byte);
 }
 
 FORMAT_INLINE QuantBlock quant_mx_choose(const QuantContext *context, QuantStatistics s)
@@ -67,7 +65,8 @@ FORMAT_INLINE QuantBlock quant_mx_choose(const QuantContext *context, QuantStati
                              : quant_mx_byte(rule->mx_mode, rule->code, s.amax);
     block.scale_bits = byte;
     block.scale = quant_mx_power(byte);
-    block.multiplier = byte == MX_BYTE_NAN ? quant_nan() : quant_mx_power(254u - byte);
+    float inverse = quant_mx_power(254u - byte);
+    block.multiplier = quant_select_f32(byte == MX_BYTE_NAN, quant_nan(), inverse);
     return block;
 }
 
@@ -77,7 +76,7 @@ FORMAT_INLINE uint32_t quant_mx_encode(const QuantContext *context, const QuantB
     float q = x * block->multiplier;
     uint32_t code = quant_code(context->rule.code, q);
     bool drops_sign = context->rule.ct && context->rule.code == CODE_E2M1 && q == 0.0f;
-    return drops_sign ? 0 : code;
+    return quant_select(drops_sign, 0, code);
 }
 
 FORMAT_INLINE float quant_mx_decode(const QuantContext *context, const QuantBlock *block,

@@ -36,8 +36,8 @@ FORMAT_INLINE QuantBlock quant_nvfp4_choose(const QuantContext *context, QuantSt
     QuantBlock block = {0};
     float small = s.amax * (1.0f / 6.0f);
     float scale = context->rule.two_level ? small / context->tensor_scale : small;
-    block.scale_bits = format_e4m3fn_encode_satfinite(quant_clamp(scale, 0x1p-6f, 448.0f));
-    float s8 = format_e4m3fn_decode(block.scale_bits);
+    block.scale_bits = quant_e4m3(quant_clamp(scale, 0x1p-6f, 448.0f));
+    float s8 = quant_of_e4m3(block.scale_bits);
     float above = context->rule.two_level ? 1.0f / context->tensor_scale : 1.0f;
     block.scale = s8;
     block.multiplier = above / s8;
@@ -54,16 +54,16 @@ FORMAT_INLINE QuantBlock quant_nvfp4_ct_choose(const QuantContext *context, Quan
     QuantBlock block = {0};
     float small = quant_round(context->input, s.amax * (1.0f / 6.0f));
     float scale = quant_clamp(small * context->tensor_scale, -448.0f, 448.0f);
-    block.scale_bits = format_e4m3fn_encode_satfinite(scale);
-    block.scale_bits = block.scale_bits == 0 ? 0x20u : block.scale_bits;
-    block.scale = format_e4m3fn_decode(block.scale_bits) / context->tensor_scale;
+    block.scale_bits = quant_e4m3(scale);
+    block.scale_bits = quant_select(block.scale_bits == 0, 0x20u, block.scale_bits);
+    block.scale = quant_of_e4m3(block.scale_bits) / context->tensor_scale;
     return block;
 }
 
 FORMAT_INLINE uint32_t quant_nvfp4_ct_encode(const QuantBlock *block, float x)
 {
     float q = quant_clamp(x / block->scale, -6.0f, 6.0f);
-    return q == 0.0f ? 0 : quant_code(CODE_E2M1, q);
+    return quant_select(q == 0.0f, 0, quant_code(CODE_E2M1, q));
 }
 
 // block->scale: the e4m3 scale as read back.

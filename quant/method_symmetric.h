@@ -21,8 +21,8 @@ FORMAT_INLINE QuantBlock quant_symmetric_choose(const QuantContext *context, Qua
     float amax = quant_at_least(s.amax, quant_round(input, rule->amax_minimum));
     float scale = quant_round(rounding, amax * (1.0f / rule->divisor));
     scale = quant_at_least(scale, quant_round(rounding, rule->scale_minimum));
-    scale = scale == 0.0f ? rule->scale_of_zero : scale;
-    scale = scale == scale ? scale : quant_nan();
+    scale = quant_select_f32(scale == 0.0f, rule->scale_of_zero, scale);
+    scale = quant_select_f32(quant_is_nan(scale), quant_nan(), scale);
     block.scale = scale;
     block.multiplier = 1.0f / scale;
     if (rule->quotient == QUOTIENT_RECIPROCAL_INPUT)

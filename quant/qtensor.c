@@ -301,7 +301,7 @@ static float value_of_bits(DType dtype, uint32_t bits)
         return f32_from_bf16_bits((uint16_t)bits);
     if (dtype == DTYPE_I8)
         return quant_of_int8(bits);
-    return dtype == DTYPE_F8_E4M3 ? format_e4m3fn_decode(bits) : quant_mx_power(bits);
+    return dtype == DTYPE_F8_E4M3 ? quant_of_e4m3(bits) : quant_mx_power(bits);
 }
 
 QuantBlock qtensor_load_block(const QTensor *q, int64_t matrix, int64_t block_row,

@@ -13,7 +13,6 @@
 #include "harness/bf16.h"
 #include "harness/dtype.h"
 #include "quant/format_e2m1.h"
-#include "quant/format_e4m3fn.h"
 
 // Families of arithmetic; their headers (method_<family>.h) say the formulas.
 typedef enum QuantMethod {
@@ -100,15 +99,18 @@ typedef struct QuantContext {
 } QuantContext;
 
 // ---- steps that all methods share ----
+//
+// Choices are made with masks, not branches, so that loops over elements become vector code.
 
-FORMAT_INLINE float quant_round(DType dtype, float value)
+FORMAT_INLINE uint32_t quant_select(bool condition, uint32_t yes, uint32_t no)
 {
-    return dtype == DTYPE_BF16 ? f32_from_bf16_bits(bf16_bits_from_f32(value)) : value;
+    uint32_t mask = 0u - (uint32_t)condition;
+    return (yes & mask) | (no & ~mask);
 }
 
-FORMAT_INLINE uint32_t quant_bits(DType dtype, float value)
+FORMAT_INLINE float quant_select_f32(bool condition, float yes, float no)
 {
-    return dtype == DTYPE_BF16 ? bf16_bits_from_f32(value) : format_f32_bits(value);
+    return format_f32_value(quant_select(condition, format_f32_bits(yes), format_f32_bits(no)));
 }
 
 FORMAT_INLINE bool quant_is_nan(float value)
@@ -116,21 +118,36 @@ FORMAT_INLINE bool quant_is_nan(float value)
     return format_f32_magnitude(value) > FORMAT_F32_INFINITY;
 }
 
+FORMAT_INLINE float quant_nan(void)
+{
+    return format_f32_value(0x7FC00000u);
+}
+
+// bf16(value) as an f32 (harness/bf16.h).
+FORMAT_INLINE float quant_round(DType dtype, float value)
+{
+    uint32_t bits = format_f32_bits(value);
+    uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) & 0xFFFF0000u;
+    rounded = quant_select(quant_is_nan(value), 0x7FC00000u, rounded);
+    return dtype == DTYPE_BF16 ? format_f32_value(rounded) : value;
+}
+
+FORMAT_INLINE uint32_t quant_bits(DType dtype, float value)
+{
+    uint32_t rounded = format_f32_bits(quant_round(dtype, value));
+    return dtype == DTYPE_BF16 ? rounded >> 16 : rounded;
+}
+
 // clamp(value, min=low): NaN stays NaN.
 FORMAT_INLINE float quant_at_least(float value, float low)
 {
-    return value < low ? low : value;
+    return quant_select_f32(value < low, low, value);
 }
 
 FORMAT_INLINE float quant_clamp(float value, float low, float high)
 {
-    value = value < low ? low : value;
-    return value > high ? high : value;
-}
-
-FORMAT_INLINE float quant_nan(void)
-{
-    return format_f32_value(0x7FC00000u);
+    value = quant_at_least(value, low);
+    return quant_select_f32(value > high, high, value);
 }
 
 // Round half to even. Adding 1.5 * 2^23 leaves no room for a fraction; from 2^22 on, far beyond
@@ -139,14 +156,49 @@ FORMAT_INLINE float quant_rint(float value)
 {
     const float shift = 12582912.0f;
     float rounded = (value + shift) - shift;
-    return format_f32_magnitude(value) < 0x4A800000u ? rounded : value;
+    return quant_select_f32(format_f32_magnitude(value) < 0x4A800000u, rounded, value);
 }
 
 // A value in [low, high], rounded half to even, as two's complement; NaN gives 0.
 FORMAT_INLINE uint32_t quant_whole(float value, float low, float high)
 {
-    value = value == value ? quant_clamp(value, low, high) : 0.0f;
-    return format_f32_bits(value + 12582912.0f) - 0x4B400000u;
+    float limited = quant_clamp(value, low, high);
+    uint32_t whole = format_f32_bits(limited + 12582912.0f) - 0x4B400000u;
+    return quant_select(quant_is_nan(value), 0, whole);
+}
+
+// format_e4m3fn_encode_satfinite. Below 2^-6 codes are multiples of 2^-9, which is what is left
+// of a fraction beside 2^14; above, the exponent is rebiased by 120.
+FORMAT_INLINE uint32_t quant_e4m3(float value)
+{
+    uint32_t bits = format_f32_bits(value), magnitude = bits & 0x7FFFFFFFu;
+    uint32_t limited = format_minimum(magnitude, 0x43E00000u); // 448
+    uint32_t normal = ((limited + 0x7FFFFu + (limited >> 20 & 1u)) >> 20) - (120u << 3);
+    uint32_t tiny = format_f32_bits(format_f32_value(limited) + 16384.0f) - 0x46800000u;
+    uint32_t code = quant_select(limited < 0x3C800000u, tiny, normal) | (bits >> 24 & 0x80u);
+    return quant_select(magnitude > FORMAT_F32_INFINITY, 0x7Fu, code);
+}
+
+// The same for e2m1: multiples of 0.5 below 1. NaN is 3.
+FORMAT_INLINE uint32_t quant_e2m1(float value)
+{
+    uint32_t bits = format_f32_bits(value), magnitude = bits & 0x7FFFFFFFu;
+    uint32_t limited = format_minimum(magnitude, 0x40C00000u); // 6
+    uint32_t normal = ((limited + 0x1FFFFFu + (limited >> 22 & 1u)) >> 22) - (126u << 1);
+    uint32_t tiny = format_f32_bits(format_f32_value(limited) + 4194304.0f) - 0x4A800000u;
+    uint32_t code = quant_select(limited < 0x3F800000u, tiny, normal) | (bits >> 28 & 8u);
+    return quant_select(magnitude > FORMAT_F32_INFINITY, 3u, code);
+}
+
+// format_e4m3fn_decode.
+FORMAT_INLINE float quant_of_e4m3(uint32_t code)
+{
+    uint32_t magnitude = code & 0x7Fu;
+    float tiny = (float)(int32_t)magnitude * 0x1p-9f;
+    uint32_t bits = quant_select(magnitude < 8, format_f32_bits(tiny),
+                                 (magnitude << 20) + (120u << FORMAT_F32_MANTISSA_BITS));
+    bits = quant_select(magnitude == 0x7Fu, 0x7FF00000u, bits);
+    return format_f32_value(bits | (code & 0x80u) << 24);
 }
 
 FORMAT_INLINE float quant_of_int8(uint32_t code)
@@ -163,9 +215,9 @@ FORMAT_INLINE float quant_of_int4(uint32_t code)
 FORMAT_INLINE uint32_t quant_code(QuantCode code, float value)
 {
     if (code == CODE_E4M3)
-        return format_e4m3fn_encode_satfinite(value);
+        return quant_e4m3(value);
     if (code == CODE_E2M1)
-        return quant_is_nan(value) ? 3u : format_e2m1_encode_torchao(value);
+        return quant_e2m1(value);
     return code == CODE_INT8 ? quant_whole(value, -128.0f, 127.0f) & 0xFFu
                              : quant_whole(value, -8.0f, 7.0f) & 0xFu;
 }
@@ -173,7 +225,7 @@ FORMAT_INLINE uint32_t quant_code(QuantCode code, float value)
 FORMAT_INLINE float quant_value(QuantCode code, uint32_t bits)
 {
     if (code == CODE_E4M3)
-        return format_e4m3fn_decode(bits);
+        return quant_of_e4m3(bits);
     if (code == CODE_E2M1)
         return format_e2m1_decode(bits);
     return code == CODE_INT8 ? quant_of_int8(bits) : quant_of_int4(bits);
