@@ -97,16 +97,13 @@ CPU_INLINE float cast_value_of_key(int32_t key)
 CPU_INLINE QuantStatistics cast_statistics(bool ranged, int32_t amax, int32_t low, int32_t high)
 {
     const int32_t infinity = FORMAT_F32_INFINITY;
-    QuantStatistics s = {.amax = format_f32_value((uint32_t)amax)};
-    bool is_nan = ranged ? high > infinity || low < (infinity ^ -1) : amax > infinity;
-    if (ranged) {
-        s.minimum = cast_value_of_key(low);
-        s.maximum = cast_value_of_key(high);
-    }
-    s.amax = is_nan ? quant_nan() : s.amax;
-    s.minimum = is_nan ? quant_nan() : s.minimum;
-    s.maximum = is_nan ? quant_nan() : s.maximum;
-    return s;
+    bool above = ranged ? high > infinity : amax > infinity;
+    bool is_nan = above | (ranged & (low < (infinity ^ -1)));
+    float minimum = cast_value_of_key(low), maximum = cast_value_of_key(high);
+    float most = format_f32_value((uint32_t)amax);
+    return (QuantStatistics){.amax = quant_select_f32(is_nan, quant_nan(), most),
+                             .minimum = quant_select_f32(is_nan, quant_nan(), minimum),
+                             .maximum = quant_select_f32(is_nan, quant_nan(), maximum)};
 }
 
 // ---- statistics ----
@@ -141,18 +138,35 @@ CPU_INLINE void cast_measure(bool ranged, bool first, DType input, const char *v
     }
 }
 
-// Halves the entries until there is one per group of `words_per_group`, a power of two.
-CPU_INLINE void cast_reduce(bool ranged, int64_t words, int64_t words_per_group,
-                            CastStatistics *restrict s)
+CPU_INLINE void cast_halve(bool largest, const int32_t *restrict from, int64_t count,
+                           int32_t *restrict to)
 {
-    for (; words_per_group > 1; words_per_group /= 2) {
-        words /= 2;
-        for (int64_t i = 0; i < words; i++)
-            s->amax[i] = cast_larger(s->amax[2 * i], s->amax[2 * i + 1]);
-        for (int64_t i = 0; i < words && ranged; i++) {
-            s->low[i] = cast_smaller(s->low[2 * i], s->low[2 * i + 1]);
-            s->high[i] = cast_larger(s->high[2 * i], s->high[2 * i + 1]);
-        }
+    for (int64_t i = 0; i < count; i++)
+        to[i] = largest ? cast_larger(from[2 * i], from[2 * i + 1])
+                        : cast_smaller(from[2 * i], from[2 * i + 1]);
+}
+
+// Halves the entries until there is one per group of `words_per_group`, a power of two. Two arrays
+// in turn: in one alone the compiler fears that writing overtakes reading.
+CPU_INLINE void cast_reduce_one(bool largest, int64_t words, int64_t words_per_group,
+                                int32_t *entries)
+{
+    int32_t other[CAST_WORDS / 2];
+    for (; words_per_group > 1; words_per_group /= 4, words /= 4) {
+        cast_halve(largest, entries, words / 2, other);
+        if (words_per_group == 2)
+            memcpy(entries, other, (size_t)(words / 2) * sizeof(*entries));
+        else
+            cast_halve(largest, other, words / 4, entries);
+    }
+}
+
+CPU_INLINE void cast_reduce(bool ranged, int64_t words, int64_t words_per_group, CastStatistics *s)
+{
+    cast_reduce_one(true, words, words_per_group, s->amax);
+    if (ranged) {
+        cast_reduce_one(false, words, words_per_group, s->low);
+        cast_reduce_one(true, words, words_per_group, s->high);
     }
 }
 
@@ -225,23 +239,28 @@ CPU_INLINE bool cast_shifts(const QuantRule *rule)
            rule->method == QUANT_ZERO_POINT || rule->method == QUANT_ZERO_POINT_CT;
 }
 
-// Codes of `words` words, one byte (PAIRS) or two per word.
+// Codes of at most CAST_WORDS words, one byte (PAIRS) or two per word. In two loops, since in one
+// the compiler narrows every step of the arithmetic.
 CPU_INLINE void cast_codes(const QuantContext *context, const char *values, int64_t words,
                            const CastScales *scales, uint8_t *restrict out)
 {
     const QuantRule *rule = &context->rule;
+    uint32_t codes[CAST_WORDS];
     for (int64_t i = 0; i < words; i++) {
         QuantBlock block = {.scale = cast_divides(rule) ? scales->scale[i] : 0,
                             .zero = cast_shifts(rule) ? scales->zero[i] : 0,
                             .multiplier = cast_divides(rule) ? 0 : scales->multiplier[i]};
         uint32_t even = cast_encode(context, &block, cast_even(context->input, values, i));
         uint32_t odd = cast_encode(context, &block, cast_odd(context->input, values, i));
-        if (rule->code_layout == CODES_PAIRS) {
-            out[i] = (uint8_t)(even | odd << 4);
-        } else {
-            uint16_t both = (uint16_t)(cast_byte(rule, even) | cast_byte(rule, odd) << 8);
-            memcpy(out + 2 * i, &both, sizeof(both));
-        }
+        codes[i] = rule->code_layout == CODES_PAIRS
+                       ? even | odd << 4
+                       : cast_byte(rule, even) | cast_byte(rule, odd) << 8;
+    }
+    for (int64_t i = 0; i < words && rule->code_layout == CODES_PAIRS; i++)
+        out[i] = (uint8_t)codes[i];
+    for (int64_t i = 0; i < words && rule->code_layout != CODES_PAIRS; i++) {
+        uint16_t both = (uint16_t)codes[i];
+        memcpy(out + 2 * i, &both, sizeof(both));
     }
 }
 
@@ -309,6 +328,9 @@ CPU_INLINE void cast_choose_chunk(const QuantContext *context, bool ranged, cons
         cast_choose_groups(&c, ranged, s, groups, out);
     } else if (nvfp4 && context->rule.two_level) {
         c.rule.two_level = true;
+        cast_choose_groups(&c, ranged, s, groups, out);
+    } else if (nvfp4) {
+        c.rule.two_level = false;
         cast_choose_groups(&c, ranged, s, groups, out);
     } else {
         cast_choose_groups(&c, ranged, s, groups, out);

@@ -129,13 +129,13 @@ FORMAT_INLINE float quant_round(DType dtype, float value)
     uint32_t bits = format_f32_bits(value);
     uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) & 0xFFFF0000u;
     rounded = quant_select(quant_is_nan(value), 0x7FC00000u, rounded);
-    return dtype == DTYPE_BF16 ? format_f32_value(rounded) : value;
+    return format_f32_value(quant_select(dtype == DTYPE_BF16, rounded, bits));
 }
 
 FORMAT_INLINE uint32_t quant_bits(DType dtype, float value)
 {
-    uint32_t rounded = format_f32_bits(quant_round(dtype, value));
-    return dtype == DTYPE_BF16 ? rounded >> 16 : rounded;
+    uint32_t unused_bits = dtype == DTYPE_BF16 ? 16 : 0;
+    return format_f32_bits(quant_round(dtype, value)) >> unused_bits;
 }
 
 // clamp(value, min=low): NaN stays NaN.
