@@ -9,7 +9,7 @@
 
 KERNEL_DEFINE(cast, Cast)
 
-enum { GROUP_MAX = 256, UNIFORM_ROWS = 8 };
+enum { GROUP_MAX = 256, UNIFORM_ROWS = 8, STACKED_ROWS = 32 };
 
 // The choices of a rule that are constants in a copy of the loops.
 typedef struct CastVariant {
@@ -17,9 +17,10 @@ typedef struct CastVariant {
     QuantCode code;
     CodeLayout layout;
     QuantQuotient quotient;
+    bool ranged; // needs minimum and maximum
 } CastVariant;
 
-// X(name, method, code, layout, quotient, needs min and max)
+// X(name, method, code, layout, quotient, ranged)
 #define CAST_VARIANTS(X)                                                                           \
     X(fp8_divide, QUANT_SYMMETRIC, CODE_E4M3, CODES_BYTES, QUOTIENT_DIVIDE, 0)                     \
     X(fp8_multiply, QUANT_SYMMETRIC, CODE_E4M3, CODES_BYTES, QUOTIENT_RECIPROCAL, 0)               \
@@ -39,12 +40,11 @@ typedef struct CastVariant {
     X(nvfp4, QUANT_NVFP4, CODE_E2M1, CODES_PAIRS, 0, 0)                                            \
     X(nvfp4_ct, QUANT_NVFP4_CT, CODE_E2M1, CODES_PAIRS, 0, 0)
 
-#define VARIANT_KEY(name, method, code, layout, quotient, ranged) {method, code, layout, quotient},
+#define VARIANT_KEY(name, ...) {__VA_ARGS__},
 static const CastVariant variants[] = {CAST_VARIANTS(VARIANT_KEY)};
 enum { VARIANTS = COUNT_OF(variants) };
 
-CPU_INLINE void band_run(const CastBand *band, const CastVariant *constant, DType input,
-                         bool ranged)
+FORMAT_INLINE void band_run(const CastBand *band, const CastVariant *constant, DType input)
 {
     QuantContext context = band->context;
     context.input = input;
@@ -55,18 +55,41 @@ CPU_INLINE void band_run(const CastBand *band, const CastVariant *constant, DTyp
     if (constant->layout == CODES_TILED)
         cast_tile(band, &context);
     else if (band->group)
-        cast_groups(band, &context, ranged);
+        cast_groups(band, &context, constant->ranged);
     else
-        cast_uniform(band, &context, ranged);
+        cast_uniform(band, &context, constant->ranged);
 }
 
+#define AMAX(isa, target)                                                                          \
+    target static float isa##_amax(DType input, const void *values, int64_t count)                 \
+    {                                                                                              \
+        return input == DTYPE_F32 ? cast_amax(DTYPE_F32, values, count)                            \
+                                  : cast_amax(DTYPE_BF16, values, count);                          \
+    }
+
+// For other processors: one copy, which asks at every element what the rule is.
+static bool portable_supported(void)
+{
+    return true;
+}
+
+static void portable_band(const CastBand *band)
+{
+    band_run(band, &variants[band->variant], band->context.input);
+}
+
+AMAX(portable, )
+static const CastLoops portable_loops = {"portable", portable_supported, portable_band,
+                                         portable_amax};
+
+#if defined(__x86_64__)
 // One instruction set: a function per variant and input type, and the row of the table.
-#define VARIANT_BODY(name, target, input, ranged, ...)                                             \
+#define VARIANT_BODY(name, target, input, ...)                                                     \
     target static void name(const CastBand *band)                                                  \
     {                                                                                              \
-        band_run(band, &(const CastVariant){__VA_ARGS__}, input, ranged);                          \
+        band_run(band, &(const CastVariant){__VA_ARGS__}, input);                                  \
     }
-#define ISA(isa, target, supported_)                                                               \
+#define ISA(isa, target)                                                                           \
     CAST_VARIANTS(isa##_VARIANT)                                                                   \
     static void (*const isa##_bands[VARIANTS][2])(const CastBand *) = {                            \
         CAST_VARIANTS(isa##_ENTRY)};                                                               \
@@ -74,51 +97,34 @@ CPU_INLINE void band_run(const CastBand *band, const CastVariant *constant, DTyp
     {                                                                                              \
         isa##_bands[band->variant][band->context.input == DTYPE_F32](band);                        \
     }                                                                                              \
-    target static float isa##_amax(DType input, const void *values, int64_t count)                 \
-    {                                                                                              \
-        return input == DTYPE_F32 ? cast_amax(DTYPE_F32, values, count)                            \
-                                  : cast_amax(DTYPE_BF16, values, count);                          \
-    }                                                                                              \
-    static const CastLoops isa##_loops = {#isa, supported_, isa##_band, isa##_amax};
+    AMAX(isa, target)                                                                              \
+    static const CastLoops isa##_loops = {#isa, isa##_supported, isa##_band, isa##_amax};
 
-static bool always(void)
-{
-    return true;
-}
-
-#define NO_TARGET
-#define portable_VARIANT(name, m, c, l, q, ranged)                                                 \
-    VARIANT_BODY(portable_##name##_bf16, NO_TARGET, DTYPE_BF16, ranged, m, c, l, q)                \
-    VARIANT_BODY(portable_##name##_f32, NO_TARGET, DTYPE_F32, ranged, m, c, l, q)
-#define portable_ENTRY(name, ...) {portable_##name##_bf16, portable_##name##_f32},
-ISA(portable, NO_TARGET, always)
-
-#if defined(__x86_64__)
 #define TARGET_AVX2 __attribute__((target("avx2")))
 #define TARGET_AVX512                                                                              \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")))
 
-static bool has_avx2(void)
+static bool avx2_supported(void)
 {
     return __builtin_cpu_supports("avx2");
 }
 
-static bool has_avx512(void)
+static bool avx512_supported(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
-#define avx2_VARIANT(name, m, c, l, q, ranged)                                                     \
-    VARIANT_BODY(avx2_##name##_bf16, TARGET_AVX2, DTYPE_BF16, ranged, m, c, l, q)                  \
-    VARIANT_BODY(avx2_##name##_f32, TARGET_AVX2, DTYPE_F32, ranged, m, c, l, q)
+#define avx2_VARIANT(name, ...)                                                                    \
+    VARIANT_BODY(avx2_##name##_bf16, TARGET_AVX2, DTYPE_BF16, __VA_ARGS__)                         \
+    VARIANT_BODY(avx2_##name##_f32, TARGET_AVX2, DTYPE_F32, __VA_ARGS__)
 #define avx2_ENTRY(name, ...) {avx2_##name##_bf16, avx2_##name##_f32},
-ISA(avx2, TARGET_AVX2, has_avx2)
-#define avx512_VARIANT(name, m, c, l, q, ranged)                                                   \
-    VARIANT_BODY(avx512_##name##_bf16, TARGET_AVX512, DTYPE_BF16, ranged, m, c, l, q)              \
-    VARIANT_BODY(avx512_##name##_f32, TARGET_AVX512, DTYPE_F32, ranged, m, c, l, q)
+ISA(avx2, TARGET_AVX2)
+#define avx512_VARIANT(name, ...)                                                                  \
+    VARIANT_BODY(avx512_##name##_bf16, TARGET_AVX512, DTYPE_BF16, __VA_ARGS__)                     \
+    VARIANT_BODY(avx512_##name##_f32, TARGET_AVX512, DTYPE_F32, __VA_ARGS__)
 #define avx512_ENTRY(name, ...) {avx512_##name##_bf16, avx512_##name##_f32},
-ISA(avx512, TARGET_AVX512, has_avx512)
+ISA(avx512, TARGET_AVX512)
 #define X86_LOOPS &avx512_loops, &avx2_loops,
 #else
 #define X86_LOOPS
@@ -172,7 +178,7 @@ static bool one_block(const QTensor *q)
     return q->rule.block_rows == 0 && q->rule.block_columns == 0;
 }
 
-// Rows [row, row + rows) of a matrix, which are one row of blocks, or of a tensor under one block.
+// Rows [row, row + rows) of a matrix, which are whole rows of blocks or lie under one block.
 static CastBand band_of(const Cast *args, int64_t matrix, int64_t row, int64_t rows)
 {
     const QTensor *q = &args->to;
@@ -185,6 +191,7 @@ static CastBand band_of(const Cast *args, int64_t matrix, int64_t row, int64_t r
         .rows = rows < q->rows - row ? rows : q->rows - row,
         .columns = q->columns,
         .group = q->rule.block_columns,
+        .block_rows = qtensor_block_rows(q),
         .row_bytes = cast_value_bytes(q->input, q->columns),
         .codes = (uint8_t *)q->codes + qtensor_code_bit(q, matrix, row, 0) / 8,
         .code_bytes = q->code_layout == CODES_PAIRS ? columns / 2 : columns,
@@ -197,6 +204,7 @@ static CastBand band_of(const Cast *args, int64_t matrix, int64_t row, int64_t r
         .tile_columns = columns,
     };
     band.values = (const char *)args->values + (matrix * q->rows + row) * band.row_bytes;
+    band.scale_by_row = qtensor_scale_index(q, matrix, block_row + 1, 0) - band.scale_first;
     band.scale_by_1 = qtensor_scale_index(q, matrix, block_row, 1) - band.scale_first;
     band.scale_by_4 = qtensor_scale_index(q, matrix, block_row, 4) - band.scale_first;
     return band;
@@ -234,10 +242,21 @@ static void cast_whole(const Cast *args, const CastLoops *loops, float amax, int
     }
 }
 
+// Transposed scales of neighbouring rows share a cache line, so a band has several such rows. Other
+// layouts gain nothing by it, and reading row after row is what hardware foresees.
+static int64_t rows_of_band(const QTensor *q)
+{
+    bool stacked = q->rule.block_columns > 0 && q->rule.block_rows == 1 &&
+                   q->scale_layout == SCALES_TRANSPOSED;
+    return q->code_layout == CODES_TILED ? CAST_TILE_ROWS
+           : stacked                     ? STACKED_ROWS
+                                         : qtensor_block_rows(q);
+}
+
 static void cast_bands(const Cast *args, const CastLoops *loops, int threads)
 {
     const QTensor *q = &args->to;
-    int64_t rows = q->code_layout == CODES_TILED ? CAST_TILE_ROWS : qtensor_block_rows(q);
+    int64_t rows = rows_of_band(q);
     int64_t bands = (qtensor_padded_rows(q) + rows - 1) / rows;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < q->matrices * bands; i++) {

@@ -23,20 +23,21 @@ enum {
     CAST_GROUPS = CAST_CHUNK / 16,
 };
 
-// A band: the rows of one row of blocks, and where everything of it begins.
+// A band: one or a few rows of blocks, and where everything of it begins.
 struct CastBand {
     QuantContext context;
     const char *values; // [rows, columns], the first row of the band
     int variant;        // of the loops' table
     int64_t rows, columns;
     int64_t group;      // columns of a block; 0 = all
+    int64_t block_rows; // rows of a block; the last may have fewer
     int64_t row_bytes;  // of values
     uint8_t *codes;     // of the first row
     int64_t code_bytes; // of a row
-    // A scale of block column c lies at index scale_first + c / 4 * scale_by_4 + c % 4 *
-    // scale_by_1.
+    // The scale of block (r, c) of the band lies at index
+    // scale_first + r * scale_by_row + c / 4 * scale_by_4 + c % 4 * scale_by_1.
     void *scales, *zeros;
-    int64_t scale_first, scale_by_4, scale_by_1;
+    int64_t scale_first, scale_by_row, scale_by_4, scale_by_1;
     int scale_bytes, zero_bytes; // zero_bytes 0: no zero points
     bool zeros_beside;           // zero points one behind their scales
     const QuantBlock *given;     // the block of the whole tensor; NULL: from the values
@@ -52,7 +53,7 @@ typedef struct CastStatistics {
     int32_t amax[CAST_WORDS], low[CAST_WORDS], high[CAST_WORDS];
 } CastStatistics;
 
-CPU_INLINE uint32_t cast_load(const char *from)
+FORMAT_INLINE uint32_t cast_load(const char *from)
 {
     uint32_t word;
     memcpy(&word, from, sizeof(word));
@@ -60,41 +61,41 @@ CPU_INLINE uint32_t cast_load(const char *from)
 }
 
 // Elements 2 i and 2 i + 1.
-CPU_INLINE float cast_even(DType input, const char *values, int64_t i)
+FORMAT_INLINE float cast_even(DType input, const char *values, int64_t i)
 {
     return input == DTYPE_BF16 ? format_f32_value(cast_load(values + 4 * i) << 16)
                                : format_f32_value(cast_load(values + 8 * i));
 }
 
-CPU_INLINE float cast_odd(DType input, const char *values, int64_t i)
+FORMAT_INLINE float cast_odd(DType input, const char *values, int64_t i)
 {
     return input == DTYPE_BF16 ? format_f32_value(cast_load(values + 4 * i) & 0xFFFF0000u)
                                : format_f32_value(cast_load(values + 8 * i + 4));
 }
 
-CPU_INLINE int32_t cast_larger(int32_t a, int32_t b)
+FORMAT_INLINE int32_t cast_larger(int32_t a, int32_t b)
 {
     return a > b ? a : b;
 }
 
-CPU_INLINE int32_t cast_smaller(int32_t a, int32_t b)
+FORMAT_INLINE int32_t cast_smaller(int32_t a, int32_t b)
 {
     return a < b ? a : b;
 }
 
 // f32 bits as an integer of the same order; NaN lies beyond the infinities.
-CPU_INLINE int32_t cast_key(float value)
+FORMAT_INLINE int32_t cast_key(float value)
 {
     int32_t bits = (int32_t)format_f32_bits(value);
     return bits ^ (bits >> 31 & 0x7FFFFFFF);
 }
 
-CPU_INLINE float cast_value_of_key(int32_t key)
+FORMAT_INLINE float cast_value_of_key(int32_t key)
 {
     return format_f32_value((uint32_t)(key ^ (key >> 31 & 0x7FFFFFFF)));
 }
 
-CPU_INLINE QuantStatistics cast_statistics(bool ranged, int32_t amax, int32_t low, int32_t high)
+FORMAT_INLINE QuantStatistics cast_statistics(bool ranged, int32_t amax, int32_t low, int32_t high)
 {
     const int32_t infinity = FORMAT_F32_INFINITY;
     bool above = ranged ? high > infinity : amax > infinity;
@@ -109,7 +110,7 @@ CPU_INLINE QuantStatistics cast_statistics(bool ranged, int32_t amax, int32_t lo
 // ---- statistics ----
 
 // Largest magnitude of an even count of values.
-CPU_INLINE float cast_amax(DType input, const char *values, int64_t count)
+FORMAT_INLINE float cast_amax(DType input, const char *values, int64_t count)
 {
     int32_t most = 0;
     for (int64_t i = 0; i < count / 2; i++) {
@@ -121,8 +122,8 @@ CPU_INLINE float cast_amax(DType input, const char *values, int64_t count)
 }
 
 // Of each word of a chunk, joined with what `s` holds unless `first`.
-CPU_INLINE void cast_measure(bool ranged, bool first, DType input, const char *values,
-                             int64_t words, CastStatistics *s)
+FORMAT_INLINE void cast_measure(bool ranged, bool first, DType input, const char *values,
+                                int64_t words, CastStatistics *s)
 {
     for (int64_t i = 0; i < words; i++) {
         float even = cast_even(input, values, i), odd = cast_odd(input, values, i);
@@ -138,8 +139,8 @@ CPU_INLINE void cast_measure(bool ranged, bool first, DType input, const char *v
     }
 }
 
-CPU_INLINE void cast_halve(bool largest, const int32_t *restrict from, int64_t count,
-                           int32_t *restrict to)
+FORMAT_INLINE void cast_halve(bool largest, const int32_t *restrict from, int64_t count,
+                              int32_t *restrict to)
 {
     for (int64_t i = 0; i < count; i++)
         to[i] = largest ? cast_larger(from[2 * i], from[2 * i + 1])
@@ -148,8 +149,8 @@ CPU_INLINE void cast_halve(bool largest, const int32_t *restrict from, int64_t c
 
 // Halves the entries until there is one per group of `words_per_group`, a power of two. Two arrays
 // in turn: in one alone the compiler fears that writing overtakes reading.
-CPU_INLINE void cast_reduce_one(bool largest, int64_t words, int64_t words_per_group,
-                                int32_t *entries)
+FORMAT_INLINE void cast_reduce_one(bool largest, int64_t words, int64_t words_per_group,
+                                   int32_t *entries)
 {
     int32_t other[CAST_WORDS / 2];
     for (; words_per_group > 1; words_per_group /= 4, words /= 4) {
@@ -161,7 +162,8 @@ CPU_INLINE void cast_reduce_one(bool largest, int64_t words, int64_t words_per_g
     }
 }
 
-CPU_INLINE void cast_reduce(bool ranged, int64_t words, int64_t words_per_group, CastStatistics *s)
+FORMAT_INLINE void cast_reduce(bool ranged, int64_t words, int64_t words_per_group,
+                               CastStatistics *s)
 {
     cast_reduce_one(true, words, words_per_group, s->amax);
     if (ranged) {
@@ -172,7 +174,7 @@ CPU_INLINE void cast_reduce(bool ranged, int64_t words, int64_t words_per_group,
 
 // ---- one block, one element ----
 
-CPU_INLINE QuantBlock cast_choose(const QuantContext *context, QuantStatistics s)
+FORMAT_INLINE QuantBlock cast_choose(const QuantContext *context, QuantStatistics s)
 {
     switch (context->rule.method) { // a constant in every copy
     case QUANT_SYMMETRIC:
@@ -194,7 +196,7 @@ CPU_INLINE QuantBlock cast_choose(const QuantContext *context, QuantStatistics s
     }
 }
 
-CPU_INLINE uint32_t cast_encode(const QuantContext *context, const QuantBlock *block, float x)
+FORMAT_INLINE uint32_t cast_encode(const QuantContext *context, const QuantBlock *block, float x)
 {
     switch (context->rule.method) {
     case QUANT_SYMMETRIC:
@@ -217,14 +219,14 @@ CPU_INLINE uint32_t cast_encode(const QuantContext *context, const QuantBlock *b
 }
 
 // As a byte of its own holds it: int4 keeps its sign.
-CPU_INLINE uint32_t cast_byte(const QuantRule *rule, uint32_t bits)
+FORMAT_INLINE uint32_t cast_byte(const QuantRule *rule, uint32_t bits)
 {
     bool extends = rule->code == CODE_INT4 && rule->code_layout == CODES_BYTES;
     return extends ? ((bits ^ 8u) - 8u) & 0xFFu : bits;
 }
 
 // Which of a block's numbers the elements' arithmetic reads.
-CPU_INLINE bool cast_divides(const QuantRule *rule)
+FORMAT_INLINE bool cast_divides(const QuantRule *rule)
 {
     bool symmetric = rule->quotient == QUOTIENT_DIVIDE || rule->quotient == QUOTIENT_DIVIDE_INPUT;
     return rule->method == QUANT_SYMMETRIC
@@ -233,29 +235,39 @@ CPU_INLINE bool cast_divides(const QuantRule *rule)
                      rule->method == QUANT_ZERO_POINT_CT || rule->method == QUANT_NVFP4_CT;
 }
 
-CPU_INLINE bool cast_shifts(const QuantRule *rule)
+FORMAT_INLINE bool cast_shifts(const QuantRule *rule)
 {
     return rule->method == QUANT_RANGE || rule->method == QUANT_TILE ||
            rule->method == QUANT_ZERO_POINT || rule->method == QUANT_ZERO_POINT_CT;
 }
 
-// Codes of at most CAST_WORDS words, one byte (PAIRS) or two per word. In two loops, since in one
-// the compiler narrows every step of the arithmetic.
-CPU_INLINE void cast_codes(const QuantContext *context, const char *values, int64_t words,
-                           const CastScales *scales, uint8_t *restrict out)
+// Both codes of each word: side by side as they are stored (PAIRS, BYTES), or the odd one at
+// bit 16.
+FORMAT_INLINE void cast_code_words(const QuantContext *context, const char *values, int64_t words,
+                                   const CastScales *scales, uint32_t *restrict codes)
 {
     const QuantRule *rule = &context->rule;
-    uint32_t codes[CAST_WORDS];
+    const int odd_at = rule->code_layout == CODES_PAIRS   ? 4
+                       : rule->code_layout == CODES_BYTES ? 8
+                                                          : 16;
     for (int64_t i = 0; i < words; i++) {
         QuantBlock block = {.scale = cast_divides(rule) ? scales->scale[i] : 0,
                             .zero = cast_shifts(rule) ? scales->zero[i] : 0,
                             .multiplier = cast_divides(rule) ? 0 : scales->multiplier[i]};
         uint32_t even = cast_encode(context, &block, cast_even(context->input, values, i));
         uint32_t odd = cast_encode(context, &block, cast_odd(context->input, values, i));
-        codes[i] = rule->code_layout == CODES_PAIRS
-                       ? even | odd << 4
-                       : cast_byte(rule, even) | cast_byte(rule, odd) << 8;
+        codes[i] = cast_byte(rule, even) | cast_byte(rule, odd) << odd_at;
     }
+}
+
+// Codes of at most CAST_WORDS words, one byte (PAIRS) or two per word. In two loops, since in one
+// the compiler narrows every step of the arithmetic.
+FORMAT_INLINE void cast_codes(const QuantContext *context, const char *values, int64_t words,
+                              const CastScales *scales, uint8_t *restrict out)
+{
+    const QuantRule *rule = &context->rule;
+    uint32_t codes[CAST_WORDS];
+    cast_code_words(context, values, words, scales, codes);
     for (int64_t i = 0; i < words && rule->code_layout == CODES_PAIRS; i++)
         out[i] = (uint8_t)codes[i];
     for (int64_t i = 0; i < words && rule->code_layout != CODES_PAIRS; i++) {
@@ -266,7 +278,7 @@ CPU_INLINE void cast_codes(const QuantContext *context, const char *values, int6
 
 // ---- blocks of a chunk ----
 
-CPU_INLINE void cast_store(int bytes, void *data, int64_t index, uint32_t bits)
+FORMAT_INLINE void cast_store(int bytes, void *data, int64_t index, uint32_t bits)
 {
     if (bytes == 4)
         ((uint32_t *)data)[index] = bits;
@@ -276,11 +288,11 @@ CPU_INLINE void cast_store(int bytes, void *data, int64_t index, uint32_t bits)
         ((uint8_t *)data)[index] = (uint8_t)bits;
 }
 
-CPU_INLINE void cast_store_scale(const CastBand *band, int64_t column, uint32_t scale_bits,
-                                 uint32_t zero_bits)
+FORMAT_INLINE void cast_store_scale(const CastBand *band, int64_t row, int64_t column,
+                                    uint32_t scale_bits, uint32_t zero_bits)
 {
-    int64_t index =
-        band->scale_first + column / 4 * band->scale_by_4 + column % 4 * band->scale_by_1;
+    int64_t index = band->scale_first + row * band->scale_by_row + column / 4 * band->scale_by_4 +
+                    column % 4 * band->scale_by_1;
     cast_store(band->scale_bytes, band->scales, index, scale_bits);
     if (band->zero_bytes && band->zeros_beside)
         cast_store(band->zero_bytes, band->scales, index + 1, zero_bits);
@@ -294,8 +306,8 @@ typedef struct CastBlocks {
     uint32_t scale_bits[CAST_GROUPS], zero_bits[CAST_GROUPS];
 } CastBlocks;
 
-CPU_INLINE void cast_choose_groups(const QuantContext *context, bool ranged,
-                                   const CastStatistics *s, int64_t groups, CastBlocks *out)
+FORMAT_INLINE void cast_choose_groups(const QuantContext *context, bool ranged,
+                                      const CastStatistics *s, int64_t groups, CastBlocks *out)
 {
     for (int64_t i = 0; i < groups; i++) {
         QuantStatistics statistics =
@@ -310,8 +322,8 @@ CPU_INLINE void cast_choose_groups(const QuantContext *context, bool ranged,
 }
 
 // The choices within a method that are worth loops of their own: small groups.
-CPU_INLINE void cast_choose_chunk(const QuantContext *context, bool ranged, const CastStatistics *s,
-                                  int64_t groups, CastBlocks *out)
+FORMAT_INLINE void cast_choose_chunk(const QuantContext *context, bool ranged,
+                                     const CastStatistics *s, int64_t groups, CastBlocks *out)
 {
     QuantContext c = *context;
     const bool mx = context->rule.method == QUANT_MX, nvfp4 = context->rule.method == QUANT_NVFP4;
@@ -337,23 +349,24 @@ CPU_INLINE void cast_choose_chunk(const QuantContext *context, bool ranged, cons
     }
 }
 
-CPU_INLINE void cast_store_scales(const CastBand *band, const CastBlocks *blocks,
-                                  int64_t first_group, int64_t groups)
+FORMAT_INLINE void cast_store_scales(const CastBand *band, const CastBlocks *blocks, int64_t row,
+                                     int64_t first_group, int64_t groups)
 {
     int64_t i = 0;
     bool fours = band->scale_bytes == 1 && band->zero_bytes == 0 && band->scale_by_1 == 1;
-    uint8_t *at = (uint8_t *)band->scales + band->scale_first + first_group / 4 * band->scale_by_4;
+    uint8_t *at = (uint8_t *)band->scales + band->scale_first + row * band->scale_by_row +
+                  first_group / 4 * band->scale_by_4;
     for (; fours && i + 4 <= groups; i += 4, at += band->scale_by_4) {
         uint32_t four = blocks->scale_bits[i] | blocks->scale_bits[i + 1] << 8 |
                         blocks->scale_bits[i + 2] << 16 | blocks->scale_bits[i + 3] << 24;
         memcpy(at, &four, sizeof(four));
     }
     for (; i < groups; i++)
-        cast_store_scale(band, first_group + i, blocks->scale_bits[i], blocks->zero_bits[i]);
+        cast_store_scale(band, row, first_group + i, blocks->scale_bits[i], blocks->zero_bits[i]);
 }
 
-CPU_INLINE void cast_repeat(const float *of_group, int64_t groups, int64_t words_per_group,
-                            float *restrict of_word)
+FORMAT_INLINE void cast_repeat(const float *of_group, int64_t groups, int64_t words_per_group,
+                               float *restrict of_word)
 {
     if (words_per_group == 8) { // constants, so that each group is a few stores
         for (int64_t i = 0; i < groups; i++)
@@ -370,23 +383,35 @@ CPU_INLINE void cast_repeat(const float *of_group, int64_t groups, int64_t words
     }
 }
 
+// A chunk: its first block is (row, column) of the band's blocks.
+typedef struct CastPlace {
+    int64_t row, column, groups, words_per_group;
+} CastPlace;
+
 // Chooses for every group of the chunk, stores, and spreads over the words.
-CPU_INLINE void cast_settle(const CastBand *band, const QuantContext *context, bool ranged,
-                            const CastStatistics *s, int64_t first_group, int64_t groups,
-                            int64_t words_per_group, CastScales *out)
+FORMAT_INLINE void cast_settle(const CastBand *band, const QuantContext *context, bool ranged,
+                               const CastStatistics *s, CastPlace place, CastScales *out)
 {
     CastBlocks blocks;
-    cast_choose_chunk(context, ranged, s, groups, &blocks);
-    cast_store_scales(band, &blocks, first_group, groups);
+    cast_choose_chunk(context, ranged, s, place.groups, &blocks);
+    cast_store_scales(band, &blocks, place.row, place.column, place.groups);
     if (cast_divides(&context->rule))
-        cast_repeat(blocks.scale, groups, words_per_group, out->scale);
+        cast_repeat(blocks.scale, place.groups, place.words_per_group, out->scale);
     else
-        cast_repeat(blocks.multiplier, groups, words_per_group, out->multiplier);
+        cast_repeat(blocks.multiplier, place.groups, place.words_per_group, out->multiplier);
     if (cast_shifts(&context->rule))
-        cast_repeat(blocks.zero, groups, words_per_group, out->zero);
+        cast_repeat(blocks.zero, place.groups, place.words_per_group, out->zero);
 }
 
-CPU_INLINE void cast_spread(const QuantBlock *block, CastScales *out)
+// Statistics wait for memory, codes for arithmetic: what the next statistics read is asked for
+// while codes are made. It may lie beyond the tensor; nothing is read then.
+FORMAT_INLINE void cast_fetch(const char *values, int64_t bytes)
+{
+    for (int64_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch((const void *)((uintptr_t)values + (uintptr_t)at), 0, 2);
+}
+
+FORMAT_INLINE void cast_spread(const QuantBlock *block, CastScales *out)
 {
     for (int64_t word = 0; word < CAST_WORDS; word++) {
         out->scale[word] = block->scale;
@@ -397,17 +422,18 @@ CPU_INLINE void cast_spread(const QuantBlock *block, CastScales *out)
 
 // ---- bands ----
 
-CPU_INLINE int64_t cast_value_bytes(DType input, int64_t count)
+FORMAT_INLINE int64_t cast_value_bytes(DType input, int64_t count)
 {
     return count * (input == DTYPE_BF16 ? 2 : 4);
 }
 
-CPU_INLINE int64_t cast_code_bytes(const QuantRule *rule, int64_t count)
+FORMAT_INLINE int64_t cast_code_bytes(const QuantRule *rule, int64_t count)
 {
     return rule->code_layout == CODES_PAIRS ? count / 2 : count;
 }
 
-CPU_INLINE QuantBlock cast_row_block(const CastBand *band, const QuantContext *context, bool ranged)
+FORMAT_INLINE QuantBlock cast_row_block(const CastBand *band, const QuantContext *context,
+                                        bool ranged)
 {
     int32_t amax = 0, low = INT32_MAX, high = INT32_MIN;
     for (int64_t i = 0; i < band->columns / 2; i++) {
@@ -423,12 +449,12 @@ CPU_INLINE QuantBlock cast_row_block(const CastBand *band, const QuantContext *c
     if (band->columns == 0)
         low = high = 0;
     QuantBlock block = cast_choose(context, cast_statistics(ranged, amax, low, high));
-    cast_store_scale(band, 0, block.scale_bits, block.zero_bits);
+    cast_store_scale(band, 0, 0, block.scale_bits, block.zero_bits);
     return block;
 }
 
 // All rows of the band under one block: the one of a row, or what the tensor has.
-CPU_INLINE void cast_uniform(const CastBand *band, const QuantContext *context, bool ranged)
+FORMAT_INLINE void cast_uniform(const CastBand *band, const QuantContext *context, bool ranged)
 {
     CastScales scales;
     QuantBlock block = band->given ? *band->given : cast_row_block(band, context, ranged);
@@ -436,82 +462,117 @@ CPU_INLINE void cast_uniform(const CastBand *band, const QuantContext *context, 
     for (int64_t row = 0; row < band->rows; row++)
         for (int64_t first = 0; first < band->columns; first += CAST_CHUNK) {
             int64_t left = band->columns - first, count = left < CAST_CHUNK ? left : CAST_CHUNK;
-            cast_codes(
-                context,
-                band->values + row * band->row_bytes + cast_value_bytes(context->input, first),
-                count / 2, &scales,
-                band->codes + row * band->code_bytes + cast_code_bytes(&context->rule, first));
+            const char *values =
+                band->values + row * band->row_bytes + cast_value_bytes(context->input, first);
+            cast_fetch(values + band->row_bytes, cast_value_bytes(context->input, count));
+            cast_codes(context, values, count / 2, &scales,
+                       band->codes + row * band->code_bytes +
+                           cast_code_bytes(&context->rule, first));
         }
 }
 
-// Groups of columns, `rows` of them under one block: 1 x 16 up to 128 x 128. What the last group
-// lacks counts as zeros.
-CPU_INLINE void cast_groups(const CastBand *band, const QuantContext *context, bool ranged)
+// One chunk of one row of blocks: `rows` rows of `count` columns. What the last group lacks counts
+// as zeros.
+FORMAT_INLINE void cast_chunk(const CastBand *band, const QuantContext *context, bool ranged,
+                              CastPlace place, int64_t count)
 {
-    const QuantRule *rule = &context->rule;
-    const int64_t group = band->group;
+    const DType input = context->input;
+    const int64_t chunk_bytes = cast_value_bytes(input, CAST_CHUNK);
+    int64_t first_row = place.row * band->block_rows, first = place.column * band->group;
+    int64_t left = band->rows - first_row, words = place.groups * place.words_per_group;
+    int64_t rows = left < band->block_rows ? left : band->block_rows;
+    const char *values =
+        band->values + first_row * band->row_bytes + cast_value_bytes(input, first);
+    uint8_t *codes =
+        band->codes + first_row * band->code_bytes + cast_code_bytes(&context->rule, first);
     CastStatistics statistics;
     CastScales scales;
+    for (int64_t row = 0; row < rows; row++)
+        cast_measure(ranged, row == 0, input, values + row * band->row_bytes, count / 2,
+                     &statistics);
+    for (int64_t i = count / 2; i < words; i++)
+        statistics.amax[i] = statistics.low[i] = statistics.high[i] = 0;
+    cast_reduce(ranged, words, place.words_per_group, &statistics);
+    cast_settle(band, context, ranged, &statistics, place, &scales);
+    bool stacked = band->block_rows == 1 && band->rows > 1;
+    const char *next = stacked ? values + band->row_bytes : values + chunk_bytes;
+    for (int64_t row = 0; row < rows; row++) {
+        cast_fetch(next + row * band->row_bytes, chunk_bytes);
+        cast_codes(context, values + row * band->row_bytes, count / 2, &scales,
+                   codes + row * band->code_bytes);
+    }
+}
+
+// Groups of columns: blocks of 1 x 16 up to 128 x 128.
+FORMAT_INLINE void cast_groups(const CastBand *band, const QuantContext *context, bool ranged)
+{
+    const int64_t group = band->group;
     for (int64_t first = 0; first < band->columns; first += CAST_CHUNK) {
         int64_t left = band->columns - first, count = left < CAST_CHUNK ? left : CAST_CHUNK;
-        int64_t groups = (count + group - 1) / group, words = groups * group / 2;
-        const char *values = band->values + cast_value_bytes(context->input, first);
-        for (int64_t row = 0; row < band->rows; row++)
-            cast_measure(ranged, row == 0, context->input, values + row * band->row_bytes,
-                         count / 2, &statistics);
-        for (int64_t i = count / 2; i < words; i++)
-            statistics.amax[i] = statistics.low[i] = statistics.high[i] = 0;
-        cast_reduce(ranged, words, group / 2, &statistics);
-        cast_settle(band, context, ranged, &statistics, first / group, groups, group / 2, &scales);
-        for (int64_t row = 0; row < band->rows; row++)
-            cast_codes(context, values + row * band->row_bytes, count / 2, &scales,
-                       band->codes + row * band->code_bytes + cast_code_bytes(rule, first));
+        CastPlace place = {.column = first / group,
+                           .groups = (count + group - 1) / group,
+                           .words_per_group = group / 2};
+        for (; place.row * band->block_rows < band->rows; place.row++)
+            cast_chunk(band, context, ranged, place, count);
     }
 }
 
-// tinygemm's words: of 32 codes of a row, word t has codes 2 t, 2 t + 8, 2 t + 16, 2 t + 24,
-// 2 t + 1, ... from bit 0 up. Words of one t and four neighbouring runs of 32 lie together.
-CPU_INLINE void cast_tile_words(const uint8_t *codes, uint8_t *out)
+// tinygemm's words: of the 16 words w of a run of 32 codes, word t of its four is
+// w[t] | w[t + 4] << 4 | w[t + 8] << 8 | w[t + 12] << 12, where w has the even code at bit 0 and
+// the odd one at bit 16. Word t of four neighbouring runs lie together.
+FORMAT_INLINE void cast_tile_words(const uint32_t *codes, uint8_t *out)
 {
-    uint64_t part[4];
-    memcpy(part, codes, sizeof(part));
-    uint64_t low = part[0] | part[1] << 4, high = part[2] | part[3] << 4;
-    for (int t = 0; t < 4; t++) {
-        uint32_t a = (uint32_t)(low >> 16 * t) & 0xFFFFu, b = (uint32_t)(high >> 16 * t) & 0xFFFFu;
-        uint32_t word = (a & 0xFFu) | (b & 0xFFu) << 8 | (a & 0xFF00u) << 8 | (b & 0xFF00u) << 16;
-        memcpy(out + 16 * t, &word, sizeof(word));
-    }
+    uint32_t word[16];
+    for (int t = 0; t < 4; t++)
+        for (int run = 0; run < 4; run++) {
+            const uint32_t *w = codes + 16 * run + t;
+            word[4 * t + run] = w[0] | w[4] << 4 | w[8] << 8 | w[12] << 12;
+        }
+    memcpy(out, word, sizeof(word));
 }
 
-enum { CAST_TILE_ROWS = 8 };
+enum { CAST_TILE_ROWS = 8, CAST_TILE_COLUMNS = 128, CAST_TILE_BYTES = 512 };
 
-// Eight rows, padded: chunks are copied where they reach beyond the tensor.
-CPU_INLINE void cast_tile(const CastBand *band, const QuantContext *context)
+// One row's chunk, from `values` on which there are enough.
+FORMAT_INLINE void cast_tile_chunk(const CastBand *band, const QuantContext *context,
+                                   const char *values, CastPlace place)
 {
-    const int64_t group = band->group;
     CastStatistics statistics;
     CastScales scales;
+    uint32_t codes[CAST_WORDS];
+    cast_measure(true, true, context->input, values, CAST_WORDS, &statistics);
+    cast_reduce(true, CAST_WORDS, place.words_per_group, &statistics);
+    cast_settle(band, context, true, &statistics, place, &scales);
+    cast_code_words(context, values, CAST_WORDS, &scales, codes);
+    uint8_t *out = band->codes + place.column * band->group / CAST_TILE_COLUMNS * CAST_TILE_BYTES +
+                   place.row * (CAST_TILE_BYTES / CAST_TILE_ROWS);
+    for (int64_t tile = 0; tile < CAST_CHUNK / CAST_TILE_COLUMNS; tile++)
+        cast_tile_words(codes + tile * (CAST_TILE_COLUMNS / 2), out + tile * CAST_TILE_BYTES);
+}
+
+// Eight rows, padded: chunks that reach beyond the tensor are copied.
+FORMAT_INLINE void cast_tile(const CastBand *band, const QuantContext *context)
+{
+    const int64_t group = band->group;
     char copy[4 * CAST_CHUNK];
-    uint8_t codes[CAST_CHUNK];
-    for (int64_t row = 0; row < CAST_TILE_ROWS; row++)
-        for (int64_t first = 0; first < band->tile_columns; first += CAST_CHUNK) {
-            int64_t left = row < band->rows ? band->columns - first : 0;
-            int64_t count = left < 0 ? 0 : left < CAST_CHUNK ? left : CAST_CHUNK;
-            int64_t bytes = cast_value_bytes(context->input, count);
-            memset(copy + bytes, 0, (size_t)(cast_value_bytes(context->input, CAST_CHUNK) - bytes));
-            memcpy(copy,
-                   band->values + row * band->row_bytes + cast_value_bytes(context->input, first),
-                   (size_t)bytes);
-            CastBand one = *band;
-            one.scale_first += row * 2;
-            cast_measure(true, true, context->input, copy, CAST_WORDS, &statistics);
-            cast_reduce(true, CAST_WORDS, group / 2, &statistics);
-            cast_settle(&one, context, true, &statistics, first / group, CAST_CHUNK / group,
-                        group / 2, &scales);
-            cast_codes(context, copy, CAST_WORDS, &scales, codes);
-            for (int64_t run = 0; run < CAST_CHUNK / 32; run++)
-                cast_tile_words(codes + 32 * run,
-                                band->codes + ((first / 128 + run / 4) * 32 + row * 4) * 16 +
-                                    run % 4 * 4);
+    for (int64_t first = 0; first < band->tile_columns; first += CAST_CHUNK)
+        for (int64_t row = 0; row < CAST_TILE_ROWS; row++) {
+            int64_t left = row < band->rows && first < band->columns ? band->columns - first : 0;
+            int64_t bytes = cast_value_bytes(context->input, left);
+            const char *values = copy;
+            if (left > 0)
+                values =
+                    band->values + row * band->row_bytes + cast_value_bytes(context->input, first);
+            if (left < CAST_CHUNK) {
+                memset(copy, 0, sizeof(copy));
+                memmove(copy, values, (size_t)bytes);
+                values = copy;
+            }
+            cast_fetch(values + band->row_bytes, cast_value_bytes(context->input, CAST_CHUNK));
+            cast_tile_chunk(band, context, values,
+                            (CastPlace){.row = row,
+                                        .column = first / group,
+                                        .groups = CAST_CHUNK / group,
+                                        .words_per_group = group / 2});
         }
 }

@@ -46,7 +46,7 @@ FORMAT_INLINE QuantBlock quant_nvfp4_choose(const QuantContext *context, QuantSt
 
 FORMAT_INLINE uint32_t quant_nvfp4_encode(const QuantBlock *block, float x)
 {
-    return quant_code(CODE_E2M1, quant_clamp(x * block->multiplier, -6.0f, 6.0f));
+    return quant_e2m1(x * block->multiplier); // which is the clamp to +-6, too
 }
 
 FORMAT_INLINE QuantBlock quant_nvfp4_ct_choose(const QuantContext *context, QuantStatistics s)
@@ -62,8 +62,8 @@ FORMAT_INLINE QuantBlock quant_nvfp4_ct_choose(const QuantContext *context, Quan
 
 FORMAT_INLINE uint32_t quant_nvfp4_ct_encode(const QuantBlock *block, float x)
 {
-    float q = quant_clamp(x / block->scale, -6.0f, 6.0f);
-    return quant_select(q == 0.0f, 0, quant_code(CODE_E2M1, q));
+    float q = x / block->scale;
+    return quant_select(q == 0.0f, 0, quant_e2m1(q));
 }
 
 // block->scale: the e4m3 scale as read back.

@@ -7,9 +7,9 @@
 
 enum { GUARD_BYTES = 64 };
 
-static const int64_t shapes[][3] = {{1, 0, 128},   {1, 1, 128},    {1, 3, 1280}, {2, 32, 256},
-                                    {3, 16, 64},   {1, 130, 96},   {1, 5, 34},   {1, 7, 33},
-                                    {2, 128, 384}, {1, 200, 2176}, {0, 16, 256}, {1, 16, 0}};
+static const int64_t shapes[][3] = {{1, 0, 128},   {1, 1, 128},   {1, 3, 1280}, {2, 32, 256},
+                                    {3, 16, 64},   {1, 130, 96},  {1, 5, 34},   {1, 7, 33},
+                                    {1, 128, 384}, {1, 40, 2176}, {0, 16, 256}, {1, 16, 0}};
 
 // Rows of different size, among them rows of zeros, of subnormals, of one value, and now and then
 // something that is not finite.
@@ -72,7 +72,7 @@ static void check(Data *data, const char *recipe, const QuantRule *rule, DType i
     void *values = data_poisoned(data, count, dtype_bytes(input, 1));
     fill(data, input, shape[0] * shape[1], shape[2], values);
     quantise(values, NULL, &reference);
-    Cast args = {.values = values, .to = q, .threads = 1 + (int)data_below(data, 3)};
+    Cast args = {.values = values, .to = q, .threads = 1 + (int)data_below(data, 2)};
     cast_with_loops(&args, loops);
     char what[256];
     snprintf(what, sizeof(what), "%s, %s, %s, [%lld, %lld, %lld]", recipe, loops->name,
