@@ -7,9 +7,9 @@
 
 enum { GUARD_BYTES = 64 };
 
-static const int64_t shapes[][3] = {{1, 0, 128},   {1, 1, 128},   {1, 3, 1280}, {2, 32, 256},
-                                    {3, 16, 64},   {1, 130, 96},  {1, 5, 34},   {1, 7, 33},
-                                    {1, 128, 384}, {1, 40, 2176}, {0, 16, 256}, {1, 16, 0}};
+static const int64_t shapes[][3] = {{1, 0, 128},   {1, 1, 128},  {1, 3, 1280}, {2, 16, 256},
+                                    {3, 16, 64},   {1, 130, 32}, {1, 5, 34},   {1, 7, 33},
+                                    {1, 128, 256}, {1, 34, 256}, {0, 16, 256}, {1, 16, 0}};
 
 // Rows of different size, among them rows of zeros, of subnormals, of one value, and now and then
 // something that is not finite.
@@ -57,31 +57,46 @@ static void compare(const char *what, const char *part, const void *ours, const 
                      (unsigned long long)i, (unsigned long long)bytes, part, a[i], b[i]);
 }
 
-static void check(Data *data, const char *recipe, const QuantRule *rule, DType input,
-                  const int64_t *shape, const CastLoops *loops)
+static void check_loops(Data *data, const char *name, const void *values, const QTensor *reference,
+                        const CastLoops *loops)
 {
-    QTensor q, reference;
+    int mark = data->blocks;
+    QTensor q = *reference;
+    give_memory(data, &q);
+    Cast args = {.values = values, .to = q, .threads = 1 + (int)data_below(data, 2)};
+    cast_with_loops(&args, loops);
+    char what[256];
+    snprintf(what, sizeof(what), "%s, %s, %s, [%lld, %lld, %lld]", name, loops->name,
+             dtype_row(q.input)->name, (long long)q.shape[0], (long long)q.shape[1],
+             (long long)q.shape[2]);
+    QTensorBytes bytes = qtensor_bytes(&q);
+    compare(what, "scales", q.scales, reference->scales, bytes.scales);
+    compare(what, "zeros", q.zeros, reference->zeros, bytes.zeros);
+    compare(what, "second scales", q.tensor_scales, reference->tensor_scales, bytes.tensor_scales);
+    compare(what, "codes", q.codes, reference->codes, bytes.codes);
+    data_release(data, mark);
+}
+
+// Every instruction set that this CPU has; only_best: the first of them.
+static void check(Data *data, const char *recipe, const QuantRule *rule, DType input,
+                  const int64_t *shape, bool only_best)
+{
+    QTensor reference;
     Error error = {0};
-    if (!qtensor_plan(rule, input, 3, shape, &q, &error))
+    if (!qtensor_plan(rule, input, 3, shape, &reference, &error))
         return; // a shape that the recipe refuses: tests/test_quant_recipe.c
     int mark = data->blocks;
-    reference = q;
-    give_memory(data, &q);
     give_memory(data, &reference);
     int64_t count = shape[0] * shape[1] * shape[2];
     void *values = data_poisoned(data, count, dtype_bytes(input, 1));
     fill(data, input, shape[0] * shape[1], shape[2], values);
     quantise(values, NULL, &reference);
-    Cast args = {.values = values, .to = q, .threads = 1 + (int)data_below(data, 2)};
-    cast_with_loops(&args, loops);
-    char what[256];
-    snprintf(what, sizeof(what), "%s, %s, %s, [%lld, %lld, %lld]", recipe, loops->name,
-             dtype_row(input)->name, (long long)shape[0], (long long)shape[1], (long long)shape[2]);
-    QTensorBytes bytes = qtensor_bytes(&q);
-    compare(what, "scales", q.scales, reference.scales, bytes.scales);
-    compare(what, "zeros", q.zeros, reference.zeros, bytes.zeros);
-    compare(what, "second scales", q.tensor_scales, reference.tensor_scales, bytes.tensor_scales);
-    compare(what, "codes", q.codes, reference.codes, bytes.codes);
+    bool done = false;
+    for (int row = 0; cast_loops_row(row) && !(done && only_best); row++)
+        if (cast_loops_row(row)->supported()) {
+            check_loops(data, recipe, values, &reference, cast_loops_row(row));
+            done = true;
+        }
     data_release(data, mark);
 }
 
@@ -92,13 +107,11 @@ static void equals_the_reference(void **state)
     for (const Recipe *recipe = recipe_table; recipe->name; recipe++)
         for (int operand = 0; operand < 2; operand++) {
             const QuantRule *rule = operand ? &recipe->activations : &recipe->weights;
-            if (rule->method == QUANT_NONE)
-                continue;
-            for (int row = 0; cast_loops_row(row); row++)
-                for (size_t i = 0; i < COUNT_OF(shapes) && cast_loops_row(row)->supported(); i++)
-                    for (int f32 = 0; f32 < 2; f32++)
-                        check(&data, recipe->name, rule, f32 ? DTYPE_F32 : DTYPE_BF16, shapes[i],
-                              cast_loops_row(row));
+            for (size_t i = 0; i < COUNT_OF(shapes) && rule->method != QUANT_NONE; i++) {
+                check(&data, recipe->name, rule, DTYPE_BF16, shapes[i], false);
+                if (i % 2 == 1)
+                    check(&data, recipe->name, rule, DTYPE_F32, shapes[i], false);
+            }
         }
     data_destroy(&data);
 }
@@ -120,7 +133,7 @@ static void options_too(void **state)
         Error error = {0};
         assert_true(recipe_parse(texts[t], &recipe, &error));
         for (size_t i = 0; i < COUNT_OF(shapes); i++)
-            check(&data, texts[t], &recipe.weights, DTYPE_BF16, shapes[i], cast_loops_best());
+            check(&data, texts[t], &recipe.weights, DTYPE_BF16, shapes[i], true);
     }
     data_destroy(&data);
 }
