@@ -14,6 +14,13 @@ DECLARATIONS_BEGIN
 
 enum { RECIPE_NAME_BYTES = 96, RECIPE_GROUPS_MAX = 4 };
 
+// How the two operands are multiplied; kernels/quant_gemm.h has the arithmetic.
+typedef enum QuantProduct {
+    PRODUCT_VALUES,  // what the codes stand for, rounded to the operands' own type
+    PRODUCT_SCALED,  // codes; every block of columns has its sum times both scales
+    PRODUCT_ROUNDED, // codes; times the row's scale, rounded, times the weight row's scale
+} QuantProduct;
+
 typedef struct Recipe {
     const char *name;
     const char *source; // whose numerics: "torchao", "compressed-tensors", "MSLK", "DeepSeek"
@@ -22,7 +29,8 @@ typedef struct Recipe {
     int groups[RECIPE_GROUPS_MAX]; // block_columns that group= may set; 0 ends the list
     bool has_modes;                // mode= may set mx_mode
     bool has_lower_bound;          // lower_bound= may set the activations' amax_minimum
-    const char *product;           // how the two are multiplied, one line
+    QuantProduct form;             // how the two are multiplied
+    const char *product;           // the same in one line
     const char *note;              // one line
 } Recipe;
 
