@@ -138,18 +138,14 @@ static bool add_recipes(Job *job, Error *error)
             add_recipe(job, recipe, false, error);
         return true;
     }
-    for (size_t length; *text; text += length + (text[length] == ',')) {
-        char name[RECIPE_NAME_BYTES];
-        Recipe recipe;
-        length = strcspn(text, ",");
-        snprintf(name, sizeof(name), "%.*s", (int)length, text);
+    for (Recipe recipe; recipe_next(&text, &recipe, error);) {
         if (job->rows_count == CASTS_MAX)
             return error_set(error, EXIT_CODE_USAGE, "split the list", "--recipe lists over %d",
                              CASTS_MAX);
-        if (!recipe_parse(name, &recipe, error) || !add_recipe(job, &recipe, true, error))
+        if (!add_recipe(job, &recipe, true, error))
             return false;
     }
-    return true;
+    return error->exit_code == 0;
 }
 
 // ---- values ----

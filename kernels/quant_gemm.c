@@ -15,7 +15,11 @@
 
 KERNEL_DEFINE(quant_gemm, QuantGemm)
 
-enum { INTEGER_COLUMNS = 1024, ALIGN = 64 }; // 1024 products of int8 are exact in f32
+enum {
+    INTEGER_COLUMNS = 1024, // so many products of int8 are exact in f32
+    ALIGN = 64,
+    PARALLEL_MIN = 1 << 22, // products below which threads are not woken
+};
 
 static int64_t divide_up(int64_t value, int64_t by)
 {
@@ -51,7 +55,7 @@ static void load_row(const QuantGemm *args, const QuantOperand *o, UnitRow at, i
     if (takes_codes(args, o)) {
         units_of_codes(&o->q, at, out, stride);
     } else if (o->quantised) {
-        units_of_values(&o->q, at, out, stride);
+        units_of_values(&o->q, args->dtype, at, out, stride);
     } else {
         for (int64_t k = 0; k < args->k; k++)
             out[k * stride] =
@@ -170,6 +174,7 @@ typedef struct Plan {
     int64_t panel_floats, strip_floats; // one panel with its scales, one strip
     int64_t panels_max, strips;         // of all groups; of one
     float *panels, *strip_of_thread;
+    int64_t *panel_of_group; // [groups + 1] the first of each
 } Plan;
 
 static int64_t aligned(int64_t floats)
@@ -189,6 +194,7 @@ static Plan plan_of(const QuantGemm *args, const GemmTile *tile)
     start += (ALIGN - (uintptr_t)start % ALIGN) % ALIGN;
     p.panels = (float *)(void *)start;
     p.strip_of_thread = p.panels + p.panels_max * p.panel_floats;
+    p.panel_of_group = (int64_t *)(void *)(p.strip_of_thread + args->threads * p.strip_floats);
     return p;
 }
 
@@ -196,7 +202,8 @@ uint64_t quant_gemm_workspace_bytes(const QuantGemm *args)
 {
     Plan p = plan_of(args, gemm_tile_best());
     int64_t floats = p.panels_max * p.panel_floats + args->threads * p.strip_floats;
-    return (uint64_t)floats * sizeof(float) + ALIGN;
+    return (uint64_t)floats * sizeof(float) + (uint64_t)(args->groups + 1) * sizeof(int64_t) +
+           ALIGN;
 }
 
 // `count` rows from `at` on: [k, width] and [blocks, width] scales behind; missing rows are zeros.
@@ -301,22 +308,35 @@ static void store_tile(const QuantGemm *args, const Plan *p, const Tile *t, cons
         }
 }
 
-// Strip `strip` of group `group`, against all panels of the group; `panel` is the first.
-static void run_strip(const QuantGemm *args, const Plan *p, int group, int64_t strip,
-                      const float *panel)
+// Panel `index` of all groups.
+static void run_panel(const QuantGemm *args, const Plan *p, int64_t index)
+{
+    int group = 0;
+    while (p->panel_of_group[group + 1] <= index)
+        group++;
+    int64_t done = (index - p->panel_of_group[group]) * p->tile->rows;
+    pack_rows(args, p, &args->a, (UnitRow){0, args->group_first[group] + done},
+              smaller(p->tile->rows, args->group_rows[group] - done),
+              p->panels + index * p->panel_floats);
+}
+
+// A strip of one group's b, against all panels of the group.
+static void run_strip(const QuantGemm *args, const Plan *p, int group, int64_t strip)
 {
     float total[SUMS_MAX];
     float *b = p->strip_of_thread + omp_get_thread_num() * p->strip_floats;
     Tile t = {.b = b, .at_b = {group, strip * p->tile->columns}};
     t.columns = smaller(p->tile->columns, args->n - t.at_b.row);
+    if (args->group_rows[group] == 0)
+        return;
     pack_rows(args, p, &args->b, t.at_b, t.columns, b);
-    int64_t rows = args->group_rows[group];
-    for (int64_t row = 0; row < rows; row += p->tile->rows, panel += p->panel_floats) {
-        t.a = panel;
+    t.a = p->panels + p->panel_of_group[group] * p->panel_floats;
+    for (int64_t row = 0; row < args->group_rows[group]; row += p->tile->rows) {
         t.at_a = (UnitRow){0, args->group_first[group] + row};
-        t.rows = smaller(p->tile->rows, rows - row);
+        t.rows = smaller(p->tile->rows, args->group_rows[group] - row);
         tile_sums(args, p, &t, total);
         store_tile(args, p, &t, total);
+        t.a += p->panel_floats;
     }
 }
 
@@ -326,23 +346,23 @@ void quant_gemm_cpu(const QuantGemm *args, Stream stream)
     CHECK_RULE(args->threads >= 1 && (!args->accumulate || args->out_dtype == DTYPE_F32));
     Plan p = plan_of(args, gemm_tile_best());
     CHECK_RULE(p.tile->rows * p.tile->columns <= SUMS_MAX);
-    int64_t panel = 0;
+    int64_t rows = 0;
+    p.panel_of_group[0] = 0;
     for (int group = 0; group < args->groups; group++) {
-        int64_t rows = args->group_rows[group], panels = divide_up(rows, p.tile->rows);
-        float *first = p.panels + panel * p.panel_floats;
-#pragma omp parallel num_threads(args->threads)
-        {
+        rows += args->group_rows[group];
+        p.panel_of_group[group + 1] =
+            p.panel_of_group[group] + divide_up(args->group_rows[group], p.tile->rows);
+    }
+    bool alone = rows * args->n * args->k < PARALLEL_MIN;
+    int64_t panels = p.panel_of_group[args->groups], strips = args->groups * p.strips;
+#pragma omp parallel num_threads(alone ? 1 : args->threads)
+    {
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < panels; i++) {
-                UnitRow at = {0, args->group_first[group] + i * p.tile->rows};
-                pack_rows(args, &p, &args->a, at, smaller(p.tile->rows, rows - i * p.tile->rows),
-                          first + i * p.panel_floats);
-            }
+        for (int64_t i = 0; i < panels; i++)
+            run_panel(args, &p, i);
 #pragma omp for schedule(dynamic)
-            for (int64_t strip = 0; strip < (rows > 0 ? p.strips : 0); strip++)
-                run_strip(args, &p, group, strip, first);
-        }
-        panel += panels;
+        for (int64_t i = 0; i < strips; i++)
+            run_strip(args, &p, (int)(i / p.strips), i % p.strips);
     }
 }
 

@@ -189,6 +189,17 @@ bool recipe_parse(const char *text, Recipe *recipe, Error *error)
     return true;
 }
 
+bool recipe_next(const char **list, Recipe *recipe, Error *error)
+{
+    if (**list == '\0')
+        return false;
+    char name[RECIPE_NAME_BYTES];
+    size_t length = strcspn(*list, ",");
+    snprintf(name, sizeof(name), "%.*s", (int)length, *list);
+    *list += length + ((*list)[length] == ',');
+    return recipe_parse(name, recipe, error);
+}
+
 void recipe_format(const Recipe *recipe, char *text, size_t bytes)
 {
     const Recipe *row = find(recipe->name, strlen(recipe->name));

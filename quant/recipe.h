@@ -41,6 +41,9 @@ enum { RECIPES_MAX = 64 };
 // and its options. Error 2: no such recipe (with the nearest name), no such option, a value that
 // the recipe does not take.
 bool recipe_parse(const char *text, Recipe *recipe, Error *error);
+// Local. The next of a list, "fp8_row,mxfp8:mode=floor"; *list moves on. False at its end and, with
+// an error, at what recipe_parse refuses.
+bool recipe_next(const char **list, Recipe *recipe, Error *error);
 // Local. The text that recipe_parse would read it from; options only where they differ from the
 // row's.
 void recipe_format(const Recipe *recipe, char *text, size_t bytes);

@@ -61,7 +61,7 @@ void units_of_codes(const QTensor *q, UnitRow at, float *out, int64_t stride)
                       .stride = stride});
 }
 
-void units_of_values(const QTensor *q, UnitRow at, float *out, int64_t stride)
+void units_of_values(const QTensor *q, DType dtype, UnitRow at, float *out, int64_t stride)
 {
     UnitRow here = place(q, at);
     const QuantMethodRow *method = quant_method(q->rule.method);
@@ -74,7 +74,7 @@ void units_of_values(const QTensor *q, UnitRow at, float *out, int64_t stride)
             qtensor_load_block(q, here.matrix, here.row / qtensor_block_rows(q), first / width);
         float table[256];
         for (uint32_t code = 0; code < codes; code++)
-            table[code] = quant_round(q->input, method->decode(&context, &block, code));
+            table[code] = quant_round(dtype, method->decode(&context, &block, code));
         int64_t left = q->columns - first;
         look_up(&(Lookup){.q = q,
                           .at = here,

@@ -13,8 +13,9 @@ typedef struct UnitRow {
 } UnitRow;
 
 // Local, host tensors. out [columns]: element c at out[c * stride].
-void units_of_codes(const QTensor *q, UnitRow at, float *out, int64_t stride);  // codes alone
-void units_of_values(const QTensor *q, UnitRow at, float *out, int64_t stride); // rounded to input
+void units_of_codes(const QTensor *q, UnitRow at, float *out, int64_t stride); // codes alone
+// With their scales, rounded to `dtype` (bf16 or f32).
+void units_of_values(const QTensor *q, DType dtype, UnitRow at, float *out, int64_t stride);
 // Local, host tensors. The scale of a block of columns of that row, without the second level.
 float units_scale(const QTensor *q, UnitRow at, int64_t block_column);
 float units_tensor_scale(const QTensor *q, UnitRow at); // the second level; 1 without

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `meshwork recipes` and `meshwork casts` on the CPU: tables, checks, result files, wrong names and shapes.
+# `meshwork recipes`, `casts` and `gemms` on the CPU: tables, checks, result files, wrong names and shapes.
 # $1: the build folder.
 # shellcheck source=tests/program_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
@@ -36,5 +36,21 @@ expect_error 65 'recipe fp8_row: dimension 0 .* is 5, which 16 does not divide' 
 expect_error 2 'leaves these values as they are' 0 casts --recipe fp8_weight_only --operand activations
 expect_error 2 "'7' has one dimension" 0 casts --shape 7
 expect_error 2 'is no shape' 0 casts --shape 7,x
+
+# Products: every recipe but those whose blocks 64 columns cut; a file of shapes; one row, no rows.
+expect_good 0 gemms --device cpu --shape 3,20,128,256 --samples 2 -o gemms.h5
+checks=$((checks + 1))
+[ "$(grep -cE ' within bound ' out)" -eq 31 ] || fail "$command_line: not 31 recipes within their bounds"
+expect_good 0 results show gemms.h5
+expect_text out 'SQNR'
+printf '# of a layer\n1,32,64 # decode\n\n2,5,16,64\n0,16,64\n' >shapes.txt
+expect_good 0 gemms --device cpu --shapes shapes.txt --recipe mxfp8,int8_dynamic,none --samples 0 --dtype f32
+checks=$((checks + 1))
+[ "$(grep -cE ' within bound ' out)" -eq 9 ] || fail "$command_line: not 3 recipes for 3 shapes"
+expect_error 2 'is no shape of a product' 0 gemms --shape 16,16
+expect_error 2 "there is no recipe 'mxfp9'" 0 gemms --recipe mxfp8,mxfp9
+expect_error 66 'none.txt' 0 gemms --shapes none.txt
+: >empty.txt
+expect_error 65 'has no shapes' 0 gemms --shapes empty.txt
 
 finish
