@@ -30,8 +30,9 @@ typedef struct Recipe {
     bool has_modes;                // mode= may set mx_mode
     bool has_lower_bound;          // lower_bound= may set the activations' amax_minimum
     QuantProduct form;             // how the two are multiplied
-    const char *product;           // the same in one line
-    const char *note;              // one line
+    bool trains;         // gradients may be quantised, too (experiments/model/moe_quant.h)
+    const char *product; // the form in one line
+    const char *note;    // one line
 } Recipe;
 
 extern const Recipe recipe_table[]; // ends with a NULL name
