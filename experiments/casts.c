@@ -4,6 +4,7 @@
 // The values are random, one deviation per row, so that blocks differ. SQNR compares what the codes
 // stand for with the values, in dB.
 #include "experiments/model/kernel_timing.h"
+#include "experiments/model/product_check.h"
 #include "harness/command.h"
 #include "harness/random.h"
 #include "harness/run_device.h"
@@ -181,22 +182,6 @@ static void cast_body(void *context, Stream stream)
     cast(context, stream);
 }
 
-static double sqnr_db(const Job *job, const QTensor *q)
-{
-    double signal = 0, noise = 0;
-    Tensor values = {.data = job->host_values, .dtype = job->dtype, .rank = 1};
-    values.shape[0] = job->rows * job->columns;
-#pragma omp parallel for schedule(static) reduction(+ : signal, noise)
-    for (int64_t i = 0; i < q->matrices * q->rows; i++)
-        for (int64_t column = 0; column < q->columns; column++) {
-            double value = tensor_value(&values, i * q->columns + column);
-            double error = dequantise_element(q, i / q->rows, i % q->rows, column) - value;
-            signal += value * value;
-            noise += error * error;
-        }
-    return 10 * log10(signal / noise);
-}
-
 // The first part and byte that differ from the reference; NULL if none.
 static bool compare(const QTensor *ours, const QTensor *reference, char *text, size_t size)
 {
@@ -252,7 +237,7 @@ static void check_row(Job *job, CastRow *row, const QTensor *q)
     qtensor_allocate(&reference);
     quantise(job->host_values, NULL, &reference);
     row->equal = compare(&host, &reference, check.detail, sizeof(check.detail));
-    row->sqnr_db = sqnr_db(job, &host);
+    row->sqnr_db = cast_sqnr_db(&host, job->host_values);
     check.good = row->equal;
     snprintf(check.name, sizeof(check.name), "%.40s, byte for byte", row->name);
     snprintf(check.verdict, sizeof(check.verdict), row->equal ? "equal" : "differs");

@@ -9,7 +9,12 @@
 
 KERNEL_DEFINE(cast, Cast)
 
-enum { GROUP_MAX = 256, UNIFORM_ROWS = 8, STACKED_ROWS = 32 };
+enum {
+    GROUP_MAX = 256,
+    UNIFORM_ROWS = 8,
+    STACKED_ROWS = 32,
+    PARALLEL_MIN = 1 << 16, // elements below which threads are not woken
+};
 
 // The choices of a rule that are constants in a copy of the loops.
 typedef struct CastVariant {
@@ -273,6 +278,8 @@ void cast_with_loops(const Cast *args, const CastLoops *loops)
         quantise(args->values, args->amax, &q);
         return;
     }
+    if (q.matrices * q.rows * q.columns < PARALLEL_MIN)
+        threads = 1;
     qtensor_clear_padding(&q);
     float whole = args->amax && one_block(&q) ? args->amax[0] : 0;
     if (!args->amax && one_block(&q))

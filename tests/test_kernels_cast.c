@@ -63,7 +63,7 @@ static void check_loops(Data *data, const char *name, const void *values, const 
     int mark = data->blocks;
     QTensor q = *reference;
     give_memory(data, &q);
-    Cast args = {.values = values, .to = q, .threads = 1 + (int)data_below(data, 2)};
+    Cast args = {.values = values, .to = q, .threads = 1 + (int)data_below(data, 3)};
     cast_with_loops(&args, loops);
     char what[256];
     snprintf(what, sizeof(what), "%s, %s, %s, [%lld, %lld, %lld]", name, loops->name,
@@ -138,6 +138,18 @@ static void options_too(void **state)
     data_destroy(&data);
 }
 
+// Enough elements that threads share them.
+static void several_threads(void **state)
+{
+    (void)state;
+    static const int64_t shape[] = {2, 128, 256};
+    Data data = data_create();
+    for (const Recipe *recipe = recipe_table; recipe->name; recipe++)
+        if (recipe->weights.method != QUANT_NONE)
+            check(&data, recipe->name, &recipe->weights, DTYPE_BF16, shape, true);
+    data_destroy(&data);
+}
+
 static void every_recipe_is_fast(void **state)
 {
     (void)state;
@@ -161,6 +173,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(equals_the_reference),
         cmocka_unit_test(options_too),
+        cmocka_unit_test(several_threads),
         cmocka_unit_test(every_recipe_is_fast),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,7 @@
 // product_check.c -- sampled rows of a product, recomputed in double.
 #include "experiments/model/product_check.h"
 #include "kernels/cpu_math.h"
+#include "quant/quantise.h"
 #include "quant/units.h"
 
 #include <float.h>
@@ -153,4 +154,18 @@ ProductCheck product_check(const QuantGemm *product, const void *a, const void *
     free(check.sample);
     check.worst.sqnr_db = 10 * log10(check.signal / check.noise);
     return check.worst;
+}
+
+double cast_sqnr_db(const QTensor *q, const void *values)
+{
+    double signal = 0, noise = 0;
+#pragma omp parallel for schedule(static) reduction(+ : signal, noise)
+    for (int64_t i = 0; i < q->matrices * q->rows; i++)
+        for (int64_t column = 0; column < q->columns; column++) {
+            double value = cpu_load(values, q->input, i * q->columns + column);
+            double error = dequantise_element(q, i / q->rows, i % q->rows, column) - value;
+            signal += value * value;
+            noise += error * error;
+        }
+    return 10 * log10(signal / noise);
 }

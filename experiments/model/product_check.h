@@ -16,3 +16,7 @@ typedef struct ProductCheck {
 // quantising, of product->dtype. Rows in which a value is not finite are bound to nothing.
 ProductCheck product_check(const QuantGemm *product, const void *a, const void *b,
                            int64_t rows_max);
+
+// Local, host. Signal over noise of what the codes stand for, in dB, against `values` [matrices,
+// rows, columns] of q->input.
+double cast_sqnr_db(const QTensor *q, const void *values);
