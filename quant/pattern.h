@@ -1,7 +1,8 @@
 // pattern.h -- names of modules and parameters as rules spell them: exact, or "re:" and a regular
 // expression (PCRE2 behind it, which reads what Python's re reads).
 //
-// Expressions from strangers are bounded: in length when compiled, in steps and memory when matched.
+// Expressions from strangers are bounded: in length when compiled, in steps and memory when
+// matched.
 #pragma once
 
 #include "harness/check.h"
