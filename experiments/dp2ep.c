@@ -8,6 +8,7 @@
 #include "experiments/model/layer_compare.h"
 #include "experiments/model/layer_reference.h"
 #include "experiments/model/moe_options.h"
+#include "experiments/model/moe_quant.h"
 #include "experiments/model/moe_timing.h"
 #include "harness/command.h"
 #include "harness/run_device.h"
@@ -23,10 +24,11 @@
 #define BOUND_F32           1e-5
 #define BOUND_BF16          2e-2
 #define CPU_REFERENCE_FLOPS 2e10
+#define QUALITY_DB          6 // of any recipe; 4-bit weights have some 20, products of both some 12
 
 typedef struct Params {
     MoeOptions layer;
-    const char *mesh, *experts_on, *tokens, *load, *save, *output;
+    const char *mesh, *experts_on, *tokens, *recipe, *load, *save, *output;
     int64_t align, seed, samples;
     double max_noise, timeout;
     int device, transport;
@@ -42,6 +44,8 @@ static const Option options[] = {
     MOE_OPTION_ROWS(Params, layer),
     {"tokens", OPTION_TEXT, FIELD(tokens), "4", .value = "N[,N...]",
      .doc = "tokens of every data rank, or one number per data rank: 5,0,3,1"},
+    {"recipe", OPTION_TEXT, FIELD(recipe), "none", .value = "NAME",
+     .doc = "how the experts' products are quantised; `meshwork recipes` lists all"},
     {"device", OPTION_CHOICE, FIELD(device), "auto", .choices = "cpu|cuda|auto",
      .doc = "where to run; auto takes a GPU when every rank has one"},
     {"align", OPTION_INT, FIELD(align), "8", 1, 4096,
@@ -82,6 +86,7 @@ typedef struct Job {
     Mesh *mesh;
     LayerSpread spread;
     LayerSource source;
+    Recipe recipe; // what source.config.recipe points to, unless it is none
     Safetensors file;
     bool loaded;
     Arena *arena;
@@ -145,6 +150,20 @@ static bool check_outputs(const Params *p, Error *error)
            (!p->save || file_check_creatable(p->save, p->force, error));
 }
 
+static void choose_recipe(Job *job, Error *error)
+{
+    if (!recipe_parse(job->params->recipe, &job->recipe, error) ||
+        job->recipe.weights.method == QUANT_NONE)
+        return;
+    job->source.config.recipe = &job->recipe;
+    if (job->device != DEVICE_CPU)
+        error_set(error, EXIT_CODE_HARDWARE, "take --device cpu",
+                  "recipe %s: this build has no quantised products on %s", job->recipe.name,
+                  device_kind_name(job->device));
+    else
+        moe_quant_check(&job->source.config, job->params->forward_only, error);
+}
+
 // Collective. Everything that can be wrong with the request is found here, before anything is
 // allocated.
 static void set_up_problem(Job *job)
@@ -161,6 +180,8 @@ static void set_up_problem(Job *job)
     if (p->load)
         load(job);
     job->device = run_choose_device(job->run, (DeviceChoice)p->device, &job->device_index);
+    choose_recipe(job, &error);
+    run_agree(job->run, &error);
     job->stream = stream_create(job->device);
     choose_transport(job);
     Mesh unused;
@@ -322,6 +343,36 @@ static void compare_with(Job *job, const LayerResult *ours, const char *name,
     report(job, &check);
 }
 
+// Local on rank 0. What the recipe costs: signal over noise against the same layer without it.
+static void check_quality(Job *job, const LayerResult *ours)
+{
+    static const LayerOutput compared[] = {OUTPUT_Y, OUTPUT_GRAD_X, OUTPUT_GRAD_W1, OUTPUT_GRAD_W3,
+                                           OUTPUT_GRAD_W2};
+    LayerSource plain = job->source;
+    plain.config.recipe = NULL;
+    LayerReference reference = reference_of(job);
+    reference.source = &plain;
+    ResultCheck check = {.error = NAN, .bound = NAN, .good = true, .verdict = "skipped"};
+    snprintf(check.name, sizeof check.name, "quality of %.40s", job->recipe.name);
+    if (reference_fits(&reference, check.detail, sizeof check.detail)) {
+        LayerResult exact = layer_reference(&reference);
+        size_t length = 0;
+        check.good = true;
+        for (size_t i = 0; i < COUNT_OF(compared); i++) {
+            double db = layer_compare_sqnr(ours, &exact, compared[i]);
+            if (isnan(db))
+                continue;
+            length += (size_t)snprintf(
+                check.detail + length, sizeof check.detail - length, "%s%s %.1f dB",
+                length ? ", " : "SQNR: ", layer_output_name(compared[i]), db);
+            check.good = check.good && db >= QUALITY_DB;
+        }
+        snprintf(check.verdict, sizeof check.verdict, check.good ? "within bound" : "differs");
+        layer_result_destroy(&exact);
+    }
+    report(job, &check);
+}
+
 // Local on rank 0. The same order of sums bit for bit; the canonical order, and the CPU's, within a
 // bound.
 static void check_against_references(Job *job, const LayerResult *ours)
@@ -335,6 +386,8 @@ static void check_against_references(Job *job, const LayerResult *ours)
     reference.exact = true;
     if (!exact)
         compare_with(job, ours, "1 rank, canonical order", &reference, bound);
+    if (job->source.config.recipe)
+        check_quality(job, ours);
     const MoeConfig *c = &job->source.config;
     double flops = 18.0 * (double)job->source.tokens * c->top_k * (double)(c->hidden * c->inner);
     if (job->device != DEVICE_CUDA || flops > CPU_REFERENCE_FLOPS)
@@ -421,7 +474,7 @@ static void check_results(Job *job)
     if (job->run->rank == 0) {
         if (p->check)
             check_against_references(job, &ours);
-        if (p->load)
+        if (p->load && !job->source.config.recipe) // expectations are those of unquantised products
             check_expectations(job, &ours);
         if (p->save)
             layer_save(&ours, p->save, p->force, &error);

@@ -12,8 +12,10 @@
 
 #ifdef __CUDACC__
 #define FORMAT_INLINE static __forceinline__ __host__ __device__
-#else
+#elif defined(__OPTIMIZE__)
 #define FORMAT_INLINE static inline __attribute__((always_inline))
+#else // constants are not folded then: copies in every caller would only take minutes to compile
+#define FORMAT_INLINE static inline
 #endif
 
 enum { FORMAT_F32_INFINITY = 0x7F800000, FORMAT_F32_MANTISSA_BITS = 23, FORMAT_F32_BIAS = 127 };

@@ -11,6 +11,7 @@ order=(harness results quant kernels parallel experiments)
 # Header, then an extended regular expression of the files that may include it.
 walls=(
     "jansson\.h      ^harness/json[a-z_]*\.c$"
+    "pcre2\.h        ^quant/pattern\.c$"
     "hdf5(_hl)?\.h   ^results/store[a-z_]*\.(c|h)$|^tests/"
     "nccl[a-z_]*\.h  ^parallel/|^tests/"
     "mpi\.h          ^harness/(run|check|doctor)[a-z_]*\.(c|h)$|^parallel/|^experiments/doctor\.c$|^tests/"

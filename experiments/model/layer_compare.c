@@ -277,3 +277,15 @@ void layer_fingerprint(const LayerSource *source, const LayerPart *part, int64_t
     for (int i = 0; i < LAYER_PRINTS; i++)
         prints[i] = print_of(piece[i].data, piece[i].bytes, stream);
 }
+
+double layer_compare_sqnr(const LayerResult *ours, const LayerResult *exact, LayerOutput output)
+{
+    const Tensor *a = &ours->tensor[output], *b = &exact->tensor[output];
+    double signal = 0, noise = 0;
+    for (int64_t i = 0; a->data && b->data && i < tensor_elements(b); i++) {
+        double value = tensor_value(b, i), difference = tensor_value(a, i) - value;
+        signal += value * value;
+        noise += difference * difference;
+    }
+    return signal > 0 ? 10 * log10(signal / noise) : NAN;
+}

@@ -38,3 +38,7 @@ const char *layer_print_name(LayerPrint print); // Local
 // no bytes.
 void layer_fingerprint(const LayerSource *source, const LayerPart *part, int64_t tokens,
                        uint64_t prints[LAYER_PRINTS], Stream stream);
+
+// Local. 10 log10 of signal over noise, in dB: the tensor of `exact` against its difference from
+// ours; infinite where they are equal, NaN where a result lacks the tensor or it is all zeros.
+double layer_compare_sqnr(const LayerResult *ours, const LayerResult *exact, LayerOutput output);

@@ -5,6 +5,7 @@
 // are added in f32 in replica order; dense gradients are made per virtual rank and added in rank
 // order; everything is rounded once.
 #include "experiments/model/layer_reference.h"
+#include "experiments/model/moe_quant.h"
 #include "kernels/reduce.h"
 #include "parallel/shard.h"
 
@@ -26,7 +27,9 @@ typedef struct Sums {
     MoeWeights weights; // storage dtype, all experts
     MoeGradients
         experts; // w13 and w2 summed over groups; the dense members are those of the current group
-    MoeWeights *of_rank; // [world ranks] dense partials
+    MoeWeights *of_rank;    // [world ranks] dense partials
+    float amax[MOE_AMAXES]; // over all groups, where a scale needs it
+    bool spans, only_amax;  // it does; this pass is only to find it
 } Sums;
 
 static Group group_create(const LayerSpread *spread, int replica)
@@ -71,6 +74,10 @@ uint64_t layer_reference_bytes(const LayerReference *reference)
     uint64_t token = (uint64_t)(6 * c.hidden + 3 * c.shared_inner) * element +
                      (uint64_t)(2 * c.hidden) * sizeof(float);
     uint64_t gradients = reference->forward_only ? 0 : 2 * layer_weights_bytes(&sums);
+    if (c.recipe) { // operands as codes, transposed and as f32
+        row += (uint64_t)(3 * c.inner + 2 * c.hidden) * 8;
+        gradients += 2 * layer_weights_bytes(&weights);
+    }
     return 2 * layer_weights_bytes(&weights) + gradients + rows * row + tokens * token;
 }
 
@@ -154,7 +161,7 @@ static void run_group(const LayerReference *reference, const Group *group, int r
         .first_token = spread->first_token_of_rank[group->rank[0]],
         .align = reference->align,
         .exact = reference->exact,
-        .forward_only = reference->forward_only,
+        .forward_only = reference->forward_only || sums->only_amax,
         .transport = EP_LOCAL,
         .device = reference->device,
         .arena = arena,
@@ -162,7 +169,8 @@ static void run_group(const LayerReference *reference, const Group *group, int r
         .threads = reference->threads,
         .group_size = fast ? (int)shard_size(c.experts, spread->experts_axes.ranks) : 0,
         .parts = group->ranks,
-        .part_tokens = group->part_tokens});
+        .part_tokens = group->part_tokens,
+        .amax = sums->spans ? sums->amax : NULL});
     uint64_t row_bytes = dtype_bytes(c.dtype, (uint64_t)c.hidden);
     uint64_t bytes = (uint64_t)group->tokens * row_bytes;
     char *x = arena_push(arena, 4 * bytes, MEMORY_ACTIVATIONS);
@@ -171,7 +179,7 @@ static void run_group(const LayerReference *reference, const Group *group, int r
     moe_forward(moe, &sums->weights, x, y, sums->stream);
     place_tokens(reference, group, y, row_bytes, result->tensor[OUTPUT_Y].data, sums->stream);
     place_choices(reference, group, moe_expert_of_choice(moe), result, sums->stream);
-    if (!reference->forward_only) {
+    if (!reference->forward_only && !sums->only_amax) {
         LayerWeightsSize size = {&c, 0, group->ranks, DTYPE_F32, DTYPE_F32, MEMORY_GRADIENTS};
         MoeWeights dense = layer_weights_push(&size, sums->arena);
         sums->experts.accumulate_experts = replica > 0;
@@ -265,6 +273,32 @@ static void finish_gradients(const LayerReference *reference, Sums *sums, LayerR
     free(whole[1]);
 }
 
+static void run_groups(const LayerReference *reference, Sums *sums, LayerResult *result)
+{
+    for (int replica = 0; replica < reference->spread->replica_axes.ranks; replica++) {
+        Group group = group_create(reference->spread, replica);
+        run_group(reference, &group, replica, sums, result);
+        group_destroy(&group);
+    }
+}
+
+// A scale over all ranks' activations: of the first product it is known after all groups ran, of
+// the second, which sees what the first gave, after they ran again.
+static void find_amaxes(const LayerReference *reference, Sums *sums, LayerResult *result)
+{
+    MoeConfig c = config_of(reference);
+    sums->spans = moe_quant_spans_replicas(&c);
+    if (!sums->spans || reference->spread->replica_axes.ranks == 1)
+        return;
+    sums->only_amax = true;
+    for (int i = 0; i < MOE_AMAXES; i++) {
+        for (int later = i; later < MOE_AMAXES; later++)
+            sums->amax[later] = 0;
+        run_groups(reference, sums, result);
+    }
+    sums->only_amax = false;
+}
+
 LayerResult layer_reference(const LayerReference *reference)
 {
     MoeConfig c = config_of(reference);
@@ -283,11 +317,8 @@ LayerResult layer_reference(const LayerReference *reference)
         LayerWeightsSize sum_size = {&c, c.experts, 1, DTYPE_F32, DTYPE_F32, MEMORY_GRADIENTS};
         sums.experts.sum = layer_weights_push(&sum_size, sums.arena);
     }
-    for (int replica = 0; replica < reference->spread->replica_axes.ranks; replica++) {
-        Group group = group_create(reference->spread, replica);
-        run_group(reference, &group, replica, &sums, &result);
-        group_destroy(&group);
-    }
+    find_amaxes(reference, &sums, &result);
+    run_groups(reference, &sums, &result);
     if (!reference->forward_only)
         finish_gradients(reference, &sums, &result);
     stream_destroy(sums.stream);

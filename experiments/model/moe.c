@@ -1,6 +1,7 @@
 // moe.c -- the layer's buffers and its forward pass: router, dispatch, two grouped products with
 // the activation between them, the shared expert, combine. The backward is in moe_backward.c.
 #include "experiments/model/moe.h"
+#include "experiments/model/moe_quant.h"
 #include "experiments/model/moe_state.h"
 #include "kernels/reduce.h"
 #include "kernels/swiglu.h"
@@ -183,6 +184,7 @@ Moe *moe_create(const MoeSettings *settings)
     make_forward_buffers(moe);
     if (!settings->forward_only)
         make_backward_buffers(moe);
+    moe->quant = moe_quant_create(moe);
     return moe;
 }
 
@@ -190,6 +192,7 @@ void moe_destroy(Moe *moe)
 {
     if (!moe)
         return;
+    moe_quant_destroy(moe->quant);
     ep_destroy(moe->ep);
     free(moe);
 }
@@ -287,7 +290,7 @@ static void first_product(Moe *moe, const MoeWeights *weights, Stream stream)
         product.a = rows->x_rows;
         product.a_index = rows->row_of_expert_row;
     }
-    grouped_gemm(&product, stream);
+    moe_product(moe, MOE_PRODUCT_FIRST, &product, stream);
 }
 
 static void second_product(Moe *moe, const MoeWeights *weights, Stream stream)
@@ -300,7 +303,7 @@ static void second_product(Moe *moe, const MoeWeights *weights, Stream stream)
     product.a_stride = c->inner;
     product.b = weights->w2;
     product.c = moe->out;
-    grouped_gemm(&product, stream);
+    moe_product(moe, MOE_PRODUCT_SECOND, &product, stream);
 }
 
 // shared_y = shared_w2 (silu(w1 x) * w3 x) in f32, and the gate; the sum at the end of the combine

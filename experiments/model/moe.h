@@ -15,6 +15,7 @@
 #include "kernels/grouped_gemm.h"
 #include "kernels/router.h"
 #include "parallel/ep.h"
+#include "quant/recipe.h"
 
 typedef struct MoeConfig {
     int64_t hidden, inner; // inner: width of one expert
@@ -28,6 +29,7 @@ typedef struct MoeConfig {
     DType dtype;          // storage: f32 or bf16
     RoutingMode routing;
     double skew;
+    const Recipe *recipe; // of the experts' products (moe_quant.h); NULL = none
 } MoeConfig;
 
 // Every parameter of the layer, in device memory of the rank that holds it. The same struct holds
@@ -46,6 +48,8 @@ int64_t moe_router_rows(const MoeConfig *config); // Local
 
 // Work buffers and the expert-parallel machinery of one layer on one rank.
 typedef struct Moe Moe;
+
+enum { MOE_AMAXES = 2 }; // of the inputs of both products
 
 typedef struct MoeSettings {
     MoeConfig config;
@@ -67,6 +71,9 @@ typedef struct MoeSettings {
     int group_size; // experts per virtual rank, for the fast mode's grouping of sums; 0 = none
     int parts;      // virtual ranks whose tokens these are; 0 = one
     const int64_t *part_tokens; // [parts] tokens of each, in order; sum = tokens
+    // Recipes with one activation scale for all: [MOE_AMAXES] the largest magnitudes known so far,
+    // which a forward raises; a reference carries them from group to group. NULL = start from 0.
+    float *amax;
 } MoeSettings;
 
 // Collective(experts_comm). Owner: the caller.

@@ -9,6 +9,7 @@
 // = w (g w2) and dw2 = (w g)^T a = g^T (w a): w is applied to a and to da in one pass over the
 // activation, never to rows of dy. With the score before the experts w multiplies x: dx += w dx',
 // dw = <dx', x>.
+#include "experiments/model/moe_quant.h"
 #include "experiments/model/moe_state.h"
 #include "kernels/reduce.h"
 #include "kernels/swiglu.h"
@@ -26,7 +27,7 @@ static void back_second_product(Moe *moe, const MoeWeights *weights, Stream stre
     product.a_index = rows->row_of_expert_row;
     product.b = weights->w2;
     product.c = moe->a;
-    grouped_gemm(&product, stream);
+    moe_product(moe, MOE_PRODUCT_BACK_SECOND, &product, stream);
 }
 
 static void back_activation(Moe *moe, Stream stream)
@@ -60,7 +61,7 @@ static void back_first_product(Moe *moe, const MoeWeights *weights, Stream strea
     product.a_stride = 2 * c->inner;
     product.b = weights->w13;
     product.c = moe->out;
-    grouped_gemm(&product, stream);
+    moe_product(moe, MOE_PRODUCT_BACK_FIRST, &product, stream);
     if (c->score_before_experts)
         row_dot(&(RowDot){.hidden = c->hidden,
                           .rows_max = rows->expert_rows_max,
@@ -90,7 +91,7 @@ static void expert_gradients(Moe *moe, const MoeGradients *gradients, Stream str
     second.b = moe->a;
     second.b_stride = c->inner;
     second.c = gradients->sum.w2;
-    grouped_gemm(&second, stream);
+    moe_product(moe, MOE_PRODUCT_WEIGHTS_SECOND, &second, stream);
 
     GroupedGemm first = moe_expert_product(moe, GEMM_TN);
     first.out_dtype = gradients->experts_dtype;
@@ -103,7 +104,7 @@ static void expert_gradients(Moe *moe, const MoeGradients *gradients, Stream str
     first.b_stride = c->hidden;
     first.b_index = c->score_before_experts ? NULL : rows->row_of_expert_row;
     first.c = gradients->sum.w13;
-    grouped_gemm(&first, stream);
+    moe_product(moe, MOE_PRODUCT_WEIGHTS_FIRST, &first, stream);
 }
 
 // The shared expert: dout = gate * dy; its dx is added to dense_dx, its gradients are sums over the

@@ -29,6 +29,7 @@ typedef enum MoeSpan {
 
 struct Moe {
     MoeSettings settings;
+    struct MoeQuant *quant; // NULL without a recipe
     Recorder *recorder;
     int span[MOE_SPANS];
     Ep *ep;

@@ -1,0 +1,388 @@
+// casts.c -- `meshwork casts`: values into the codes and scales of every recipe, each compared with
+// the reference byte for byte and timed beside the speed of a copy.
+//
+// The values are random, one deviation per row, so that blocks differ. SQNR compares what the codes
+// stand for with the values, in dB.
+#include "experiments/model/kernel_timing.h"
+#include "experiments/model/product_check.h"
+#include "harness/command.h"
+#include "harness/random.h"
+#include "harness/run_device.h"
+#include "harness/tensor.h"
+#include "kernels/cast.h"
+#include "quant/recipe.h"
+#include "results/table.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Params {
+    const char *shape, *recipe, *output;
+    int64_t seed, samples;
+    double max_noise, timeout;
+    int device, operand, dtype;
+    bool check, json, force;
+} Params;
+
+#define FIELD(name) offsetof(Params, name)
+static const Option options[] = {
+    {"shape", OPTION_TEXT, FIELD(shape), "2048,2048", .value = "[E,]R,C",
+     .doc = "of the values: rows and columns, or experts, rows and columns"},
+    {"recipe", OPTION_TEXT, FIELD(recipe), "all", .value = "NAME[,NAME...]",
+     .doc = "recipes, with options as in mxfp8:mode=floor; all = every one that takes the shape"},
+    {"operand", OPTION_CHOICE, FIELD(operand), "weights", .choices = "weights|activations",
+     .doc = "which of a recipe's two rules"},
+    {"dtype", OPTION_CHOICE, FIELD(dtype), "bf16", .choices = "bf16|f32", .doc = "of the values"},
+    {"device", OPTION_CHOICE, FIELD(device), "auto", .choices = "cpu|cuda|auto",
+     .doc = "where to run"},
+    {"check", OPTION_SWITCH, FIELD(check), "yes",
+     .doc = "compare with the reference, byte for byte"},
+    {"seed", OPTION_INT, FIELD(seed), "6", 0, 9e18, .doc = "seed of the values"},
+    {"samples", OPTION_INT, FIELD(samples), "30", 0, 100000,
+     .doc = "timed casts at most; 0 = no timing"},
+    {"max_noise", OPTION_REAL, FIELD(max_noise), "0.02", 0, 10,
+     .doc = "stop when the median is known this well (relative)"},
+    {"timeout", OPTION_REAL, FIELD(timeout), "20", 0, 1e9,
+     .doc = "seconds of sampling per recipe; 0 = no limit"},
+    {"output", OPTION_TEXT, FIELD(output), NULL, .value = "FILE.h5", .letter = 'o',
+     .doc = "result file (its journal stays beside it until it is complete)"},
+    {"force", OPTION_SWITCH, FIELD(force), "no", .doc = "overwrite the result file"},
+    {"json", OPTION_SWITCH, FIELD(json), "no", .doc = "print the result as one JSON object"},
+    {NULL},
+};
+
+enum { CASTS_MAX = RECIPES_MAX };
+
+// One row of the table: a recipe that takes the shape.
+typedef struct CastRow {
+    char name[RECIPE_NAME_BYTES];
+    Recipe recipe;
+    QTensor tensor; // without memory
+    bool equal;
+    double sqnr_db;
+    Statistics time; // count 0 = not timed
+    KernelCost cost;
+} CastRow;
+
+typedef struct Job {
+    Run *run;
+    const Params *params;
+    DeviceKind device;
+    int device_index;
+    Stream stream;
+    Arena *arena; // of the device
+    DeviceCeilings ceilings;
+    ResultWriter *writer;
+    int rank;
+    int64_t shape[QTENSOR_RANK_MAX], rows, columns;
+    DType dtype;
+    void *values;      // on the device
+    void *host_values; // the same, for the reference
+    CastRow row[CASTS_MAX];
+    int rows_count;
+    bool good;
+} Job;
+
+// ---- request ----
+
+static bool parse_shape(Job *job, Error *error)
+{
+    static const char *const fix = "write two or three sizes, such as --shape 16384,16384";
+    const char *text = job->params->shape;
+    for (const char *at = text; at; job->rank++) {
+        char *end;
+        bool digit = *at >= '0' && *at <= '9';
+        long long size = digit ? strtoll(at, &end, 10) : 0;
+        if (!digit || (*end != ',' && *end != '\0') || size > INT32_MAX ||
+            job->rank == QTENSOR_RANK_MAX)
+            return error_set(error, EXIT_CODE_USAGE, fix, "--shape '%.60s' is no shape", text);
+        job->shape[job->rank] = size;
+        at = *end == ',' ? end + 1 : NULL;
+    }
+    if (job->rank < 2)
+        return error_set(error, EXIT_CODE_USAGE, fix, "--shape '%.60s' has one dimension", text);
+    job->columns = job->shape[job->rank - 1];
+    job->rows = job->shape[0] * (job->rank == 3 ? job->shape[1] : 1);
+    return true;
+}
+
+// Takes the recipe in, unless it does not quantise this operand or refuses the shape; `asked`: then
+// that is an error.
+static bool add_recipe(Job *job, const Recipe *recipe, bool asked, Error *error)
+{
+    const QuantRule *rule = job->params->operand ? &recipe->activations : &recipe->weights;
+    if (rule->method == QUANT_NONE)
+        return !asked || error_set(error, EXIT_CODE_USAGE, "choose another recipe or --operand",
+                                   "recipe %s leaves these values as they are", recipe->name);
+    CastRow row = {.recipe = *recipe};
+    Error refused = {0};
+    recipe_format(recipe, row.name, sizeof(row.name));
+    if (!qtensor_plan(rule, job->dtype, job->rank, job->shape, &row.tensor, &refused)) {
+        if (asked)
+            return error_set(error, refused.exit_code, refused.fix, "recipe %s: %.400s", row.name,
+                             refused.what);
+        fprintf(stderr, "%s left out: %s\n", row.name, refused.what);
+        return true;
+    }
+    CHECK_RULE(job->rows_count < CASTS_MAX);
+    job->row[job->rows_count++] = row;
+    return true;
+}
+
+static bool add_recipes(Job *job, Error *error)
+{
+    const char *text = job->params->recipe;
+    if (strcmp(text, "all") == 0) {
+        for (const Recipe *recipe = recipe_table; recipe->name; recipe++)
+            add_recipe(job, recipe, false, error);
+        return true;
+    }
+    for (Recipe recipe; recipe_next(&text, &recipe, error);) {
+        if (job->rows_count == CASTS_MAX)
+            return error_set(error, EXIT_CODE_USAGE, "split the list", "--recipe lists over %d",
+                             CASTS_MAX);
+        if (!add_recipe(job, &recipe, true, error))
+            return false;
+    }
+    return error->exit_code == 0;
+}
+
+// ---- values ----
+
+// One deviation per row: 2^-4 .. 2^4.
+static void make_values(Job *job)
+{
+    uint64_t bytes = dtype_bytes(job->dtype, (uint64_t)(job->rows * job->columns));
+    job->values = arena_push(job->arena, bytes, MEMORY_ACTIVATIONS);
+    uint64_t row_bytes = dtype_bytes(job->dtype, (uint64_t)job->columns);
+    for (int64_t row = 0; row < job->rows; row++)
+        random_fill(&(RandomFill){.seed = (uint64_t)job->params->seed,
+                                  .first_row = row,
+                                  .rows = 1,
+                                  .columns = job->columns,
+                                  .deviation = ldexpf(1.0f, (int)(row * 7 % 9) - 4),
+                                  .dtype = job->dtype,
+                                  .out = (char *)job->values + (uint64_t)row * row_bytes},
+                    job->stream);
+    stream_wait(job->stream);
+    job->host_values = job->values;
+    if (job->device == DEVICE_CPU)
+        return;
+    job->host_values = device_allocate(DEVICE_CPU, bytes);
+    device_copy(job->host_values, job->values, bytes, job->stream);
+    stream_wait(job->stream);
+}
+
+// ---- one recipe ----
+
+static void cast_body(void *context, Stream stream)
+{
+    cast(context, stream);
+}
+
+// The first part and byte that differ from the reference; NULL if none.
+static bool compare(const QTensor *ours, const QTensor *reference, char *text, size_t size)
+{
+    QTensorBytes bytes = qtensor_bytes(ours);
+    const struct {
+        const char *name;
+        const void *a, *b;
+        uint64_t bytes;
+    } parts[] = {
+        {"scales", ours->scales, reference->scales, bytes.scales},
+        {"zero points", ours->zeros, reference->zeros, bytes.zeros},
+        {"second scales", ours->tensor_scales, reference->tensor_scales, bytes.tensor_scales},
+        {"codes", ours->codes, reference->codes, bytes.codes},
+    };
+    for (size_t part = 0; part < COUNT_OF(parts); part++) {
+        const uint8_t *a = parts[part].a, *b = parts[part].b;
+        if (parts[part].bytes == 0 || memcmp(a, b, parts[part].bytes) == 0)
+            continue;
+        uint64_t at = 0;
+        while (a[at] == b[at])
+            at++;
+        snprintf(text, size, "byte %llu of %llu of the %s is %02X, the reference has %02X",
+                 (unsigned long long)at, (unsigned long long)parts[part].bytes, parts[part].name,
+                 a[at], b[at]);
+        return false;
+    }
+    snprintf(text, size, "%llu bytes", (unsigned long long)bytes.total);
+    return true;
+}
+
+// The device's tensor in host memory; on the CPU itself.
+static QTensor to_host(const Job *job, const QTensor *q)
+{
+    QTensor host = *q;
+    if (job->device == DEVICE_CPU)
+        return host;
+    QTensorBytes bytes = qtensor_bytes(q);
+    qtensor_allocate(&host);
+    device_copy(host.codes, q->codes, bytes.codes, job->stream);
+    device_copy(host.scales, q->scales, bytes.scales, job->stream);
+    if (q->zeros)
+        device_copy(host.zeros, q->zeros, bytes.zeros, job->stream);
+    if (q->tensor_scales)
+        device_copy(host.tensor_scales, q->tensor_scales, bytes.tensor_scales, job->stream);
+    stream_wait(job->stream);
+    return host;
+}
+
+static void check_row(Job *job, CastRow *row, const QTensor *q)
+{
+    QTensor host = to_host(job, q), reference = row->tensor;
+    ResultCheck check = {.error = NAN, .bound = NAN};
+    qtensor_allocate(&reference);
+    quantise(job->host_values, NULL, &reference);
+    row->equal = compare(&host, &reference, check.detail, sizeof(check.detail));
+    row->sqnr_db = cast_sqnr_db(&host, job->host_values);
+    check.good = row->equal;
+    snprintf(check.name, sizeof(check.name), "%.40s, byte for byte", row->name);
+    snprintf(check.verdict, sizeof(check.verdict), row->equal ? "equal" : "differs");
+    result_add_check(job->writer, &check);
+    job->good = job->good && row->equal;
+    qtensor_free(&reference);
+    if (job->device != DEVICE_CPU)
+        qtensor_free(&host);
+}
+
+static void run_row(Job *job, CastRow *row)
+{
+    const Params *p = job->params;
+    ArenaMark mark = arena_mark(job->arena);
+    Cast args = {.values = job->values, .to = row->tensor, .threads = job->run->threads};
+    qtensor_push(&args.to, job->arena, MEMORY_ACTIVATIONS);
+    device_fill(args.to.codes, 0xA5, qtensor_bytes(&args.to).codes, job->stream);
+    cast(&args, job->stream);
+    stream_wait(job->stream);
+    row->cost = cast_cost(&args);
+    if (p->check)
+        check_row(job, row, &args.to);
+    if (p->samples > 0)
+        row->time = kernel_time(
+            &(KernelTiming){.run = job->run,
+                            .stream = job->stream,
+                            .arena = job->arena,
+                            .ceilings = job->ceilings,
+                            .writer = job->writer,
+                            .name = row->name,
+                            .body = cast_body,
+                            .context = &args,
+                            .cost = row->cost,
+                            .rule = {.samples_min = p->samples < 5 ? (int)p->samples : 5,
+                                     .samples_max = (int)p->samples,
+                                     .noise_max = p->max_noise,
+                                     .timeout_s = p->timeout}});
+    arena_release(job->arena, mark);
+}
+
+// ---- report ----
+
+static void print_time(Table *table, const Job *job, const CastRow *row)
+{
+    char text[64];
+    double rate = row->cost.bytes / row->time.median;
+    table_cell(table, "%s", table_bytes(row->cost.bytes, text, sizeof(text)));
+    table_cell(table, "%s", table_seconds(row->time.median, text, sizeof(text)));
+    table_cell(table, "%.1f%%", 100 * row->time.noise);
+    table_cell(table, "%s", table_rate(rate, "B", text, sizeof(text)));
+    table_cell(table, "%.0f%%", 100 * rate / job->ceilings.copy_bytes_per_s);
+}
+
+static void print_table(const Job *job)
+{
+    static const char *const columns[] = {"recipe", "reference", ">SQNR",    ">bytes", ">median",
+                                          ">noise", ">rate",     ">of copy", NULL};
+    char text[64];
+    Table *table = table_create(columns);
+    for (const CastRow *row = job->row; row < job->row + job->rows_count; row++) {
+        table_cell(table, "%s", row->name);
+        table_cell(table, !job->params->check ? "-" : row->equal ? "equal" : "DIFFERS");
+        table_cell(table, job->params->check ? "%.1f dB" : "-", row->sqnr_db);
+        if (row->time.count > 0)
+            print_time(table, job, row);
+        for (int i = 0; row->time.count == 0 && i < 5; i++)
+            table_cell(table, "-");
+    }
+    printf("%s of %s values %s on %s", job->params->operand ? "activations" : "weights",
+           dtype_row(job->dtype)->name, job->params->shape, device_kind_name(job->device));
+    if (job->device == DEVICE_CPU)
+        printf(" (%s, %d threads)", cast_loops_best()->name, job->run->threads);
+    printf("; copy: %s\n\n", table_rate(job->ceilings.copy_bytes_per_s, "B", text, sizeof(text)));
+    table_print(table, stdout);
+    table_destroy(table);
+}
+
+static void start(Job *job)
+{
+    const Params *p = job->params;
+    job->device = run_choose_device(job->run, (DeviceChoice)p->device, &job->device_index);
+    job->stream = stream_create(job->device);
+    job->arena = arena_create(MEMORY_DEVICE, job->device);
+    if (p->samples > 0)
+        job->ceilings = ceiling_measure(job->device, job->run->threads, job->arena);
+    DeviceInfo info = device_info(job->device, job->device_index);
+    Json *rates = json_object();
+    json_set(rates, "copy_bytes_per_s", json_real(job->ceilings.copy_bytes_per_s));
+    job->writer =
+        result_writer_create(&(ResultStart){.run = job->run,
+                                            .options = options,
+                                            .params = p,
+                                            .device = &info,
+                                            .path = p->output,
+                                            .force = p->force,
+                                            .seed = (uint64_t)p->seed,
+                                            .extra = json_set(json_object(), "ceilings", rates)});
+    make_values(job);
+}
+
+static int run(Run *run, const void *params, const OptionPositionals *positionals)
+{
+    (void)positionals;
+    Job *job = calloc(1, sizeof(*job));
+    CHECK(job != NULL, EXIT_CODE_HARDWARE, "free some memory", "no memory for the job");
+    Error error = {0};
+    *job = (Job){.run = run, .params = params, .good = true};
+    job->dtype = job->params->dtype ? DTYPE_F32 : DTYPE_BF16;
+    if (parse_shape(job, &error))
+        add_recipes(job, &error);
+    run_agree(run, &error);
+    start(job);
+    for (int i = 0; i < job->rows_count && !run_stop_requested(run); i++)
+        run_row(job, &job->row[i]);
+    result_writer_finish(job->writer);
+    if (job->params->json)
+        result_show(result_of(job->writer), true);
+    else
+        print_table(job);
+    bool good = job->good;
+    if (!good)
+        check_print(__FILE__, __LINE__, "report it with this command line",
+                    "a cast differs from the reference");
+    result_writer_destroy(job->writer);
+    if (job->device != DEVICE_CPU)
+        device_free(DEVICE_CPU, job->host_values);
+    stream_destroy(job->stream);
+    arena_destroy(job->arena);
+    free(job);
+    return good ? EXIT_CODE_GOOD : EXIT_CODE_CHECK;
+}
+
+const Command command_casts = {
+    .name = "casts",
+    .summary =
+        "values into the codes and scales of every recipe: checked, and timed against a copy",
+    .usage = "",
+    .notes = "Examples:\n"
+             "  meshwork casts --device cpu --shape 4096,4096 -o casts.h5\n"
+             "  meshwork casts --shape 60,2816,2048 --recipe fp8_row,mxfp8:mode=floor\n"
+             "Bytes are those that must move: values (twice where one scale needs the largest of\n"
+             "all), codes and scales once.\n",
+    .options = options,
+    .params_bytes = sizeof(Params),
+    .positionals_max = 0,
+    .spmd = false,
+    .run = run,
+};

@@ -1,0 +1,38 @@
+// cast.h -- values into the codes and scales of a recipe's operand, at the speed of memory.
+//
+// The bytes are those of quantise() (quant/quantise.h), which is the reference. A tensor whose one
+// scale needs its largest element (fp8_tensor, nvfp4) is read twice, unless the caller knows the
+// amax already; every other operand is read once: a band of block rows stays in the cache between
+// its statistics and its codes.
+#pragma once
+
+#include "kernels/kernel.h"
+#include "quant/quantise.h"
+
+DECLARATIONS_BEGIN
+
+typedef struct Cast {
+    const void *values; // [matrices, rows, columns] of to.input
+    const float *amax;  // [quantise_amaxes(&to)], or NULL: measured
+    QTensor to;         // planned; codes, scales, ... are written
+    int threads;        // CPU only; 0 = as OpenMP has it
+} Cast;
+KERNEL_DECLARE(cast, Cast);
+
+// One instruction set's loops over a band of block rows. Rows of the table, fastest first.
+typedef struct CastBand CastBand;
+typedef struct CastLoops {
+    const char *name; // "avx512", "avx2", "portable"
+    bool (*supported)(void);
+    void (*band)(const CastBand *band);                            // statistics, scales and codes
+    float (*amax)(DType dtype, const void *values, int64_t count); // NaN if any value is
+} CastLoops;
+// Local. NULL past the end; cast_loops_best is the first that this CPU supports.
+const CastLoops *cast_loops_row(int index);
+const CastLoops *cast_loops_best(void);
+// Local. cast_cpu with a given row; NULL: the reference.
+void cast_with_loops(const Cast *args, const CastLoops *loops);
+// Local. Whether such loops exist for this operand; else casts of it are the reference's.
+bool cast_is_fast(const QTensor *to);
+
+DECLARATIONS_END

@@ -1,0 +1,60 @@
+// quant_gemm.h -- products of quantised operands, dense and grouped, as each recipe defines them.
+//
+//   c[r, n] = sum_k a[r, k] b[g, n, k]      rows r of group g, as GEMM_NT of grouped_gemm.h
+//
+// a: activations, or a gradient; b: weights, or what stands in their place. Each is a quantised
+// tensor or plain. round() is to `dtype`, everything else is f32; a chain is fmaf in ascending k
+// from 0.
+//
+//   VALUES   chain of va vb: what codes stand for, or plain values, rounded to dtype
+//   SCALED   sum over blocks of columns, ascending, of chain(qa qb) * (sa sb); a block is the
+//            smaller of both operands' blocks. Two levels: round(sum) * round(Ta Tb).
+//   ROUNDED  round(chain(qa qb) * sa) * round(sb); a plain operand a has sa = 1
+//
+// If both operands are whole numbers, a block's chain is exact instead (|sum| < 2^53) and rounded
+// to f32 once. Sources: torchao's tensor subclasses (float8_tensor.py, int8_tensor.py,
+// mx_tensor.py, nvfp4_tensor.py), DeepSeek-V3 (inference/kernel.py).
+//
+// Exactness: an element of c depends on its row of a and its row of b alone; every instruction set
+// and number of threads gives the same bits.
+//   |ours - exact| <= (k + 4 blocks) eps_f32 * sum |a b| + 1, 2 (ROUNDED) or 3 (two levels)
+//   roundings to dtype
+// Only NT: gradients are products of transposed operands, quantised along the sum
+// (experiments/model/moe_quant.h has the table).
+#pragma once
+
+#include "kernels/kernel.h"
+#include "quant/qtensor.h"
+#include "quant/recipe.h"
+
+DECLARATIONS_BEGIN
+
+typedef struct QuantOperand {
+    bool quantised;
+    QTensor q;          // quantised: a [rows_max, k], b [groups, n, k] or [n, k]
+    const void *values; // else: the same of dtype
+} QuantOperand;
+
+typedef struct QuantGemm {
+    QuantProduct product;
+    DType dtype;                // f32 or bf16: the operands' own
+    DType out_dtype;            // of c: the same or f32
+    bool accumulate;            // c += ..., out_dtype f32 only
+    int groups;                 //
+    const int32_t *group_first; // [groups] device
+    const int32_t *group_rows;  // [groups] device
+    int64_t rows_max, n, k;
+    QuantOperand a, b;
+    void *c;               // [rows_max, n]
+    void *workspace;       // quant_gemm_workspace_bytes
+    int64_t rows_expected; // over all groups, for the cost
+    int threads;           // CPU: at least 1
+} QuantGemm;
+
+KERNEL_DECLARE(quant_gemm, QuantGemm);
+// Local, host. Of what the device's row needs.
+uint64_t quant_gemm_workspace_bytes(const QuantGemm *args);
+// Local, CPU. The definition above as plain loops.
+void quant_gemm_reference(const QuantGemm *args);
+
+DECLARATIONS_END
