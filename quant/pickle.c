@@ -206,7 +206,7 @@ static bool take(Machine *machine, uint64_t bytes, const uint8_t **data)
 
 static bool take_number(Machine *machine, int bytes, uint64_t *value)
 {
-    const uint8_t *data;
+    const uint8_t *data = NULL;
     *value = 0;
     if (!take(machine, (uint64_t)bytes, &data))
         return false;
@@ -225,7 +225,7 @@ static bool push_integer(Machine *machine, int64_t integer, PickleKind kind)
 
 static bool push_small(Machine *machine, int bytes)
 {
-    uint64_t number;
+    uint64_t number = 0;
     if (!take_number(machine, bytes, &number))
         return false;
     int64_t integer = bytes == 4 ? (int64_t)(int32_t)(uint32_t)number : (int64_t)number;
@@ -235,8 +235,8 @@ static bool push_small(Machine *machine, int bytes)
 // Two's complement of any length; only what fits 64 bits can be a size.
 static bool push_long(Machine *machine, int length_bytes)
 {
-    uint64_t length, integer = 0;
-    const uint8_t *data;
+    uint64_t length = 0, integer = 0;
+    const uint8_t *data = NULL;
     if (!take_number(machine, length_bytes, &length) || !take(machine, length, &data))
         return false;
     if (length > 8)
@@ -250,7 +250,7 @@ static bool push_long(Machine *machine, int length_bytes)
 
 static bool push_real(Machine *machine)
 {
-    const uint8_t *data;
+    const uint8_t *data = NULL;
     uint64_t bits = 0;
     if (!take(machine, 8, &data))
         return false;
@@ -264,8 +264,8 @@ static bool push_real(Machine *machine)
 
 static bool push_text(Machine *machine, int length_bytes, PickleKind kind)
 {
-    uint64_t length;
-    const uint8_t *data;
+    uint64_t length = 0;
+    const uint8_t *data = NULL;
     if (!take_number(machine, length_bytes, &length) || !take(machine, length, &data))
         return false;
     if (kind == PICKLE_TEXT && memchr(data, 0, length))
@@ -378,7 +378,7 @@ static bool get(Machine *machine, uint64_t index)
 
 static bool read_memo(Machine *machine, int bytes, bool (*use)(Machine *, uint64_t))
 {
-    uint64_t index;
+    uint64_t index = 0;
     return take_number(machine, bytes, &index) && use(machine, index);
 }
 
@@ -444,7 +444,7 @@ static bool extend(Machine *machine, size_t first, bool marked, bool dict)
 
 static bool extend_marked(Machine *machine, bool dict)
 {
-    size_t first;
+    size_t first = 0;
     return find_mark(machine, &first) && extend(machine, first, true, dict);
 }
 
@@ -459,7 +459,7 @@ static bool extend_some(Machine *machine, size_t count, bool dict)
 
 static bool tuple_marked(Machine *machine)
 {
-    size_t first;
+    size_t first = 0;
     PickleValue *value;
     if (!find_mark(machine, &first) || !(value = make(machine, PICKLE_TUPLE)))
         return false;
@@ -478,7 +478,7 @@ static bool stop(Machine *machine)
 
 static bool skip(Machine *machine, int bytes)
 {
-    const uint8_t *data;
+    const uint8_t *data = NULL;
     return take(machine, (uint64_t)bytes, &data);
 }
 
