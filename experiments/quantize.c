@@ -128,25 +128,11 @@ static int run_quantize(Run *run, const void *params, const OptionPositionals *p
     Error error = {0};
     NameRules rules = {0};
     RewriteRequest request;
-    Rewrite rewrite = {0};
-    bool good = make_request(p, &rules, &request, &error) &&
-                rewrite_plan(&request, &rewrite, &error) &&
-                rewrite_read_input_scales(&rewrite, &error);
-    CHECK_RULE(good == (error.exit_code == 0));
+    bool good = make_request(p, &rules, &request, &error);
     run_agree(run, &error);
-    if (run->rank == 0)
-        rewrite_show_notes(&rewrite);
-    if (p->dry_run) {
-        if (run->rank == 0)
-            rewrite_show_plan(&rewrite, run, p->json);
-    } else {
-        RewriteReport report = rewrite_run(run, &rewrite);
-        if (run->rank == 0)
-            rewrite_show_report(&rewrite, &report, p->json);
-    }
-    rewrite_release(&rewrite);
+    int exit_code = good ? rewrite_command(run, &request, p->dry_run, p->json) : error.exit_code;
     name_rules_release(&rules);
-    return EXIT_CODE_GOOD;
+    return exit_code;
 }
 
 const Command command_quantize = {

@@ -84,9 +84,8 @@ static Json *args_json(const QuantRule *rule, bool inputs)
 
 Json *compressed_group_json(const Stored *stored, Json *targets)
 {
-    const Scheme *row = scheme_find(stored->recipe.name);
     Json *group = json_object();
-    json_set(group, "format", json_text(pack_format_name(row->format)));
+    json_set(group, "format", json_text(pack_format_name(scheme_format(&stored->recipe))));
     json_set(group, "input_activations", args_json(&stored->recipe.activations, true));
     json_set(group, "output_activations", json_null());
     json_set(group, "targets", targets);

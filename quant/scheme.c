@@ -69,6 +69,14 @@ const Scheme *scheme_find(const char *recipe)
     return NULL;
 }
 
+PackFormat scheme_format(const Recipe *recipe)
+{
+    const Scheme *row = scheme_find(recipe->name);
+    bool own = recipe->weights.code == CODE_INT4 && recipe->activations.method != QUANT_NONE &&
+               recipe->weights.block_columns == 128 && row->class_name;
+    return own ? PACK_INT : row->format;
+}
+
 bool scheme_has(const Scheme *row, Layout layout)
 {
     if (layout == LAYOUT_TORCHAO || layout == LAYOUT_TORCHAO_BIN)

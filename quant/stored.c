@@ -156,14 +156,14 @@ static void plan_compressed(Stored *stored, PackFormat format)
 }
 
 // compressed-tensors keeps every scale in rows and columns; symmetric zero points are dropped.
-static void adapt_compressed(const Scheme *row, Stored *stored)
+static void adapt_compressed(PackFormat format, Stored *stored)
 {
     QuantRule *rule = &stored->q.rule;
-    stored->words = row->format == PACK_WORDS;
+    stored->words = format == PACK_WORDS;
     stored->inverse = rule->method == QUANT_NVFP4;
     stored->q.scale_layout = SCALES_PLAIN;
-    bool pairs = row->format == PACK_WORDS && code_bits(&stored->q) == 4;
-    if (row->format == PACK_NVFP4 || row->format == PACK_MXFP4)
+    bool pairs = format == PACK_WORDS && code_bits(&stored->q) == 4;
+    if (format == PACK_NVFP4 || format == PACK_MXFP4)
         pairs = true;
     stored->q.code_layout = pairs ? CODES_PAIRS : CODES_BYTES;
     rule->has_zeros = rule->has_zeros && rule->method == QUANT_ZERO_POINT_CT;
@@ -192,7 +192,7 @@ bool stored_plan(const StoredPlan *plan, Stored *stored, Error *error)
                       error))
         return false;
     if (plan->layout == LAYOUT_COMPRESSED)
-        adapt_compressed(row, stored);
+        adapt_compressed(scheme_format(plan->recipe), stored);
     if (plan->scale_dtype != DTYPES)
         stored->q.rule.scale_dtype = plan->scale_dtype;
     if (plan->layout != LAYOUT_TORCHAO && plan->layout != LAYOUT_TORCHAO_BIN && plan->rank != 2)
@@ -200,7 +200,7 @@ bool stored_plan(const StoredPlan *plan, Stored *stored, Error *error)
                          "layout %s has no place for a quantised tensor of rank %d",
                          layout_name(plan->layout), plan->rank);
     if (plan->layout == LAYOUT_COMPRESSED) {
-        plan_compressed(stored, row->format);
+        plan_compressed(stored, scheme_format(plan->recipe));
     } else if (plan->layout == LAYOUT_DEEPSEEK) {
         set_matrix_part(stored, STORED_CODES, "weight", DTYPE_F8_E4M3, stored->q.rows,
                         stored->q.columns);

@@ -45,6 +45,9 @@ typedef struct Scheme {
 extern const Scheme scheme_table[];               // ends with a NULL recipe
 const Scheme *scheme_find(const char *recipe);    // Local. NULL if absent
 bool scheme_has(const Scheme *row, Layout layout); // Local. Whether the layout can keep it as it is
+// Local. The row's format, but whole numbers in groups of 128 with quantised activations lie as in
+// compressed-tensors' own W4A8 and W4AFP8, one to a byte.
+PackFormat scheme_format(const Recipe *recipe);
 
 typedef enum StoredRole {
     STORED_CODES,

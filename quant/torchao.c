@@ -304,6 +304,18 @@ static bool read_shape(const TorchaoTensor *tensor, int *rank, int64_t *shape, E
     return true;
 }
 
+// A tensor of 128 x 128 is one block and one tensor: the activations' granularity tells which.
+static bool same_granularity_type(const Json *kwargs, const QuantRule *rule)
+{
+    const Json *data = json_find(kwargs, "_data");
+    const Json *granularity = data ? json_find(data, "granularity") : NULL;
+    const char *type = granularity ? json_text_of(json_find(granularity, "_type")) : NULL;
+    const char *ours = rule->block_rows == 0   ? "PerTensor"
+                       : rule->block_rows == 1 ? "PerRow"
+                                               : "PerBlock";
+    return !type || strcmp(type, ours) == 0;
+}
+
 // What tells the recipes of a class apart, beside the block.
 static bool same_kind(const TorchaoTensor *tensor, const Recipe *recipe)
 {
@@ -321,6 +333,8 @@ static bool same_kind(const TorchaoTensor *tensor, const Recipe *recipe)
     if (strcmp(class_name, "MXTensor") == 0)
         return (strncmp(text_data(attributes, "elem_dtype"), "float4", 6) == 0) ==
                (recipe->weights.code == CODE_E2M1);
+    if (strcmp(class_name, "Float8Tensor") == 0 && quantises)
+        return same_granularity_type(kwargs, &recipe->weights);
     if (strcmp(class_name, "NVFP4Tensor") == 0)
         return recipe->weights.two_level == (find_part(tensor, "per_tensor_scale") != NULL);
     return true;

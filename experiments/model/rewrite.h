@@ -75,6 +75,7 @@ typedef struct Rewrite {
     char *index;         // model.safetensors.index.json; NULL if there is none
     uint64_t bytes;      // of all shards
     int quantised, left; // tensors quantised; left as they are though a rule names them
+    bool one_level;      // convert: no second scale of the source says anything
     int rounded;         // f16 or f32 that became bf16
     char notes[4096];    // lines for the user
 } Rewrite;

@@ -157,7 +157,8 @@ static bool same_family(const QuantRule *a, const QuantRule *b)
     if (nvfp4)
         return b->method == QUANT_NVFP4 || b->method == QUANT_NVFP4_CT;
     // Whole zero points of 0 and offsets of 0 say the same.
-    if (a->method == QUANT_SYMMETRIC && b->method == QUANT_RANGE)
+    if ((a->method == QUANT_SYMMETRIC && b->method == QUANT_RANGE) ||
+        (a->method == QUANT_RANGE && b->method == QUANT_SYMMETRIC))
         return a->code == CODE_INT4;
     return a->method == b->method;
 }
@@ -211,25 +212,47 @@ static DType scale_dtype_for(const RewriteTensor *tensor, const Recipe *recipe, 
     return wide;
 }
 
-static const char *target_name(const Stored *source, Layout layout)
+// Whether every second scale of the model is 1: then it was made with one level only.
+static bool has_one_level(const Checkpoint *source)
 {
+    for (int64_t i = 0; i < source->count; i++) {
+        const StoredPart *part = &source->weights[i].stored.part[STORED_TENSOR_SCALE];
+        int64_t count = source->weights[i].quantised && part->present
+                            ? tensor_elements(&part->tensor)
+                            : 0;
+        for (int64_t k = 0; k < count; k++)
+            if (bits_at(&part->tensor, k) != 0x3F800000u)
+                return false;
+    }
+    return true;
+}
+
+static const char *target_name(const Rewrite *rewrite, const Stored *source)
+{
+    Layout layout = rewrite->request->layout;
     const Scheme *row = scheme_find(source->recipe.name);
     if (layout == LAYOUT_DEEPSEEK)
         return strcmp(source->recipe.name, "deepseek_block") == 0 ? "deepseek_block" : NULL;
     if (row && scheme_has(row, layout))
         return row->recipe;
-    return row && layout != LAYOUT_COMPRESSED ? row->as_torchao : NULL;
+    bool centred = strcmp(source->recipe.name, "int4_weight_only") == 0 &&
+                   all_zero(&source->part[STORED_ZEROS].tensor);
+    if (!row || layout == LAYOUT_COMPRESSED)
+        return centred ? "W4A16" : NULL;
+    bool nvfp4 = strcmp(source->recipe.name, "NVFP4") == 0;
+    return nvfp4 && rewrite->one_level ? "nvfp4_one_level" : row->as_torchao;
 }
 
 // What codes are made anew as, where they cannot move.
-static const char *nearest_name(const Stored *source, Layout layout)
+static const char *nearest_name(const Rewrite *rewrite, const Stored *source)
 {
+    Layout layout = rewrite->request->layout;
     const char *name = source->recipe.name;
     bool four = source->q.rule.code == CODE_INT4;
     if (layout == LAYOUT_DEEPSEEK)
         return "deepseek_block";
-    if (target_name(source, layout))
-        return target_name(source, layout);
+    if (target_name(rewrite, source))
+        return target_name(rewrite, source);
     if (layout == LAYOUT_COMPRESSED)
         return four ? "W4A16_ASYM" : "FP8_BLOCK";
     if (four)
@@ -247,9 +270,13 @@ static void take_options(const Recipe *from, Recipe *to)
     for (int i = 0; i < RECIPE_GROUPS_MAX; i++)
         if (to->groups[i] > 0 && to->groups[i] == from->weights.block_columns)
             to->weights.block_columns = to->groups[i];
+    bool centred = to->weights.code == CODE_INT4 && to->activations.method == QUANT_NONE &&
+                   to->weights.method == QUANT_SYMMETRIC && from->weights.code == CODE_INT4;
+    if (centred)
+        to->weights.block_columns = from->weights.block_columns;
     if (strcmp(from->name, to->name) == 0)
         *to = *from;
-    if (to->weights.method == QUANT_MX)
+    if (to->weights.method == QUANT_MX && from->has_modes)
         to->weights.mx_mode = to->activations.mx_mode = from->weights.mx_mode;
 }
 
@@ -296,7 +323,7 @@ static bool choose_quantised(Rewrite *rewrite, RewriteTensor *tensor, Error *err
         snprintf(tensor->why, sizeof(tensor->why), "%s to bf16", source->recipe.name);
         return true;
     }
-    const char *name = target_name(source, request->layout), *why = NULL;
+    const char *name = target_name(rewrite, source), *why = NULL;
     Error cause = {0};
     if (!name)
         why = "the new layout has no class for this recipe";
@@ -311,7 +338,7 @@ static bool choose_quantised(Rewrite *rewrite, RewriteTensor *tensor, Error *err
                          "--requantize makes its codes again (not lossless), or another --layout",
                          "%.150s (%.60s) cannot become %s as it is: %.150s", tensor->name,
                          source->recipe.name, layout_name(request->layout), why);
-    const char *nearest = nearest_name(source, request->layout);
+    const char *nearest = nearest_name(rewrite, source);
     if (!plan_as(tensor, nearest, request->layout, false, error))
         return error_prefix(error, "%.150s as %s", tensor->name, nearest);
     tensor->action = REWRITE_QUANTISE;
@@ -373,6 +400,7 @@ static void check_families(Rewrite *rewrite)
 bool rewrite_choose_moves(Rewrite *rewrite, Error *error)
 {
     bool all_lossless = true;
+    rewrite->one_level = has_one_level(&rewrite->source);
     for (int i = 0; i < rewrite->count; i++) {
         RewriteTensor *tensor = &rewrite->tensor[i];
         const Weight *weight = tensor->segments > 0 ? tensor->segment[0].weight : NULL;

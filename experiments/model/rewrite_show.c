@@ -94,7 +94,7 @@ static void print_json(Json *json)
     json_destroy(json);
 }
 
-void rewrite_show_plan(const Rewrite *rewrite, const Run *run, bool json)
+static void show_plan(const Rewrite *rewrite, const Run *run, bool json)
 {
     // Disks of today and one rank's casts: a guess that a user can correct by measuring once.
     const double bytes_per_s = 1e9;
@@ -129,7 +129,7 @@ void rewrite_show_plan(const Rewrite *rewrite, const Run *run, bool json)
            ceil(seconds), table_bytes((double)memory, text, sizeof(text)), run->ranks);
 }
 
-void rewrite_show_report(const Rewrite *rewrite, const RewriteReport *report, bool json)
+static void show_report(const Rewrite *rewrite, const RewriteReport *report, bool json)
 {
     char text[96];
     double moved = (double)(rewrite->source.bytes + rewrite->bytes);
@@ -146,7 +146,7 @@ void rewrite_show_report(const Rewrite *rewrite, const RewriteReport *report, bo
     printf(" %s read and written\n", table_rate(moved / report->seconds, "B", text, sizeof(text)));
 }
 
-void rewrite_show_notes(const Rewrite *rewrite)
+static void show_notes(const Rewrite *rewrite)
 {
     for (const char *line = rewrite->notes; *line;) {
         size_t length = strcspn(line, "\n");
@@ -181,7 +181,7 @@ static bool visit_scale(const char *key, const Json *value, void *context)
                      "%.200s names \"%.100s\", which is no quantised module", scales->path, key);
 }
 
-bool rewrite_read_input_scales(Rewrite *rewrite, Error *error)
+static bool read_input_scales(Rewrite *rewrite, Error *error)
 {
     const char *path = rewrite->request->input_scales;
     int wanting = 0;
@@ -210,4 +210,25 @@ bool rewrite_read_input_scales(Rewrite *rewrite, Error *error)
     if (first.exit_code && error->exit_code == 0)
         *error = first;
     return text && first.exit_code == 0;
+}
+
+int rewrite_command(const Run *run, const RewriteRequest *request, bool dry_run, bool json)
+{
+    Error error = {0};
+    Rewrite rewrite = {0};
+    bool good =
+        rewrite_plan(request, &rewrite, &error) && read_input_scales(&rewrite, &error);
+    CHECK_RULE(good == (error.exit_code == 0));
+    run_agree(run, &error);
+    if (run->rank == 0)
+        show_notes(&rewrite);
+    if (dry_run && run->rank == 0)
+        show_plan(&rewrite, run, json);
+    if (!dry_run) {
+        RewriteReport report = rewrite_run(run, &rewrite);
+        if (run->rank == 0)
+            show_report(&rewrite, &report, json);
+    }
+    rewrite_release(&rewrite);
+    return EXIT_CODE_GOOD;
 }

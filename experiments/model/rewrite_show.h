@@ -7,9 +7,6 @@
 
 // Local. "5GB", "500MB", "1GiB" or a plain number of bytes. Error 2.
 bool rewrite_read_size(const char *text, uint64_t *bytes, Error *error);
-// Local, rank 0. The plan: every tensor, what it becomes and why; sizes; time and memory.
-void rewrite_show_plan(const Rewrite *rewrite, const Run *run, bool json);
-void rewrite_show_report(const Rewrite *rewrite, const RewriteReport *report, bool json);
-void rewrite_show_notes(const Rewrite *rewrite); // on stderr
-// Local. {"module": value} into the plan's input scales; NULL path: all 1, said as a note.
-bool rewrite_read_input_scales(Rewrite *rewrite, Error *error);
+// Collective(all ranks). The body of both commands: plan, then show it or run it. Returns the exit
+// code; stops the job on errors.
+int rewrite_command(const Run *run, const RewriteRequest *request, bool dry_run, bool json);
