@@ -104,7 +104,7 @@ static bool add_torchao_tensor(Builder *builder, const char *parameter, const Js
     if (strcmp(type, "Tensor") == 0)
         return true;
     TorchPart parts[TORCH_PARTS_MAX];
-    TorchaoTensor tensor = {path, parameter, type, json_find(about, "_data"), parts, 0};
+    TorchaoTensor tensor = {path, parameter, type, json_find(about, "_data"), parts, 0, NULL};
     int file = 0;
     Stored stored;
     if (!tensor.attributes || !json_is_object(tensor.attributes))
@@ -153,7 +153,7 @@ static bool add_torch_file(Builder *builder, int index)
         Stored stored = {0};
         if (tensor->class_name[0]) {
             TorchaoTensor about = {file->name,         tensor->name, tensor->class_name,
-                                   tensor->attributes, tensor->part, tensor->parts};
+                                   tensor->attributes, tensor->part, tensor->parts, &tensor->tensor};
             if (!torchao_read(&about, &stored, builder->error))
                 return false;
         }

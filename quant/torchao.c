@@ -294,6 +294,13 @@ static bool read_shape(const TorchaoTensor *tensor, int *rank, int64_t *shape, E
         return bad(tensor, error, "it has no part qdata");
     if (given && !json_is_null(given))
         return read_list(given, shape, rank) || bad(tensor, error, "its shape is no list of sizes");
+    if (tensor->outer && strncmp(tensor->class_name, "Int4", 4) == 0) {
+        if (tensor->outer->rank < 1 || tensor->outer->rank > QTENSOR_RANK_MAX)
+            return bad(tensor, error, "it has no rank from 1 to 3");
+        *rank = tensor->outer->rank;
+        memcpy(shape, tensor->outer->shape, (size_t)*rank * sizeof(*shape));
+        return true;
+    }
     if (codes->rank < 1 || codes->rank > QTENSOR_RANK_MAX)
         return bad(tensor, error, "its qdata have no rank from 1 to 3");
     *rank = codes->rank;

@@ -13,6 +13,7 @@ typedef struct TorchaoTensor {
     const Json *attributes;
     const TorchPart *part;
     int parts;
+    const Tensor *outer; // what the class says of itself; NULL if unknown
 } TorchaoTensor;
 // Local. Finds the recipe whose tensors look like this and checks every part. Error 65.
 bool torchao_read(const TorchaoTensor *tensor, Stored *stored, Error *error);

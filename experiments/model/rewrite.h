@@ -82,6 +82,8 @@ typedef struct Rewrite {
 
 // Local. The whole plan; nothing is written. Errors 2, 65, 66. Release it either way.
 bool rewrite_plan(const RewriteRequest *request, Rewrite *rewrite, Error *error);
+// Local. Only its first step: which weights there are, under their new names.
+bool rewrite_list(const RewriteRequest *request, Rewrite *rewrite, Error *error);
 void rewrite_release(Rewrite *rewrite);
 void rewrite_note(Rewrite *rewrite, const char *format, ...) PRINTF_LIKE(2, 3);
 

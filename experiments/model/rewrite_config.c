@@ -407,6 +407,22 @@ static bool visit_config(const char *key, const Json *value, void *context)
     return true;
 }
 
+// torchao's tensors in another of its containers: the patterns that made them stay.
+static bool keeps_config(const Rewrite *rewrite)
+{
+    Layout from = rewrite->source.layout, to = rewrite->request->layout;
+    bool torchao = (from == LAYOUT_TORCHAO || from == LAYOUT_TORCHAO_BIN) &&
+                   (to == LAYOUT_TORCHAO || to == LAYOUT_TORCHAO_BIN);
+    if (!torchao || !rewrite->source.config ||
+        !json_find(rewrite->source.config, "quantization_config"))
+        return false;
+    for (int i = 0; i < rewrite->count; i++)
+        if (rewrite->tensor[i].action == REWRITE_QUANTISE ||
+            !checkpoint_find(&rewrite->source, rewrite->tensor[i].name))
+            return false;
+    return true;
+}
+
 bool rewrite_make_config(Rewrite *rewrite, Error *error)
 {
     (void)error;
@@ -420,6 +436,8 @@ bool rewrite_make_config(Rewrite *rewrite, Error *error)
     Json *block = NULL;
     if (rewrite->quantised == 0)
         block = NULL;
+    else if (keeps_config(rewrite))
+        block = copy_sorted(json_find(rewrite->source.config, "quantization_config"));
     else if (layout == LAYOUT_COMPRESSED)
         block = compressed_block(rewrite);
     else if (layout == LAYOUT_DEEPSEEK)

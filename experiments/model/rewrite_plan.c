@@ -346,11 +346,15 @@ bool rewrite_choose(Rewrite *rewrite, Error *error)
 
 // ---- all steps ----
 
-bool rewrite_plan(const RewriteRequest *request, Rewrite *rewrite, Error *error)
+bool rewrite_list(const RewriteRequest *request, Rewrite *rewrite, Error *error)
 {
     *rewrite = (Rewrite){.request = request};
-    return checkpoint_open(request->model, &rewrite->source, error) &&
-           make_tensors(rewrite, error) &&
+    return checkpoint_open(request->model, &rewrite->source, error) && make_tensors(rewrite, error);
+}
+
+bool rewrite_plan(const RewriteRequest *request, Rewrite *rewrite, Error *error)
+{
+    return rewrite_list(request, rewrite, error) &&
            (request->rules ? rewrite_choose(rewrite, error)
                            : rewrite_choose_moves(rewrite, error)) &&
            rewrite_place(rewrite, error) && rewrite_make_config(rewrite, error);
