@@ -57,11 +57,26 @@ typedef struct RewriteTensor {
     uint64_t place[STORED_ROLES]; // bytes of the file; plain: place[STORED_CODES]
 } RewriteTensor;
 
+// Bytes of a header that stand together in the file.
+typedef struct RewritePiece {
+    uint64_t place, offset, bytes; // offset: in the header
+} RewritePiece;
+
+// A member of a zip archive and where its check sum goes.
+typedef struct RewriteMember {
+    uint64_t local_sum, directory_sum, place, bytes;
+    bool known;
+} RewriteMember;
+
 typedef struct RewriteShard {
     char name[64];
     int first, count; // tensors
     char *header;
     uint64_t header_bytes, bytes; // bytes: of the file
+    int pieces;                   // 0: the header is the file's beginning
+    RewritePiece *piece;
+    int members; // pytorch_model.bin only
+    RewriteMember *member;
 } RewriteShard;
 
 typedef struct Rewrite {

@@ -366,8 +366,11 @@ void rewrite_release(Rewrite *rewrite)
         free(rewrite->tensor[i].name);
         free(rewrite->tensor[i].segment);
     }
-    for (int i = 0; i < rewrite->shards; i++)
+    for (int i = 0; i < rewrite->shards; i++) {
         free(rewrite->shard[i].header);
+        free(rewrite->shard[i].piece);
+        free(rewrite->shard[i].member);
+    }
     free(rewrite->tensor);
     free(rewrite->shard);
     free(rewrite->index);

@@ -215,8 +215,13 @@ static bool open_shard(Job *job, const RewriteShard *shard, bool create)
     int code = posix_fallocate(job->descriptor, 0, (off_t)shard->bytes);
     if (code == EOPNOTSUPP || code == EINVAL)
         code = ftruncate(job->descriptor, (off_t)shard->bytes) == 0 ? 0 : errno;
-    return code == 0 ? write_at(job, shard->header, shard->header_bytes, 0)
-                     : write_failed(job, code);
+    if (code != 0)
+        return write_failed(job, code);
+    bool good = shard->pieces > 0 || write_at(job, shard->header, shard->header_bytes, 0);
+    for (int i = 0; good && i < shard->pieces; i++)
+        good = write_at(job, shard->header + shard->piece[i].offset, shard->piece[i].bytes,
+                        shard->piece[i].place);
+    return good;
 }
 
 // All ranks learn whether one of them failed; then everything temporary goes, and the job stops.

@@ -4,8 +4,7 @@
 
 #include "experiments/model/rewrite.h"
 
-// Local. Fills the shard's header (everything before the first storage is not all of it: local
-// headers stand between storages), places and bytes; adds names to the index's map.
+// Local. Fills the shard's header, pieces, places and bytes; adds names to the index's map.
 bool rewrite_torch_header(Rewrite *rewrite, RewriteShard *shard, Json *map, Error *error);
-// Local. Checks sums of members, which are known only now, and the directory.
+// Local. Check sums of storages, which are known only when all of them are written.
 bool rewrite_torch_finish(const RewriteShard *shard, const char *path, Error *error);
