@@ -23,6 +23,7 @@ typedef struct RewriteRequest {
     bool rules_are_default; // no pattern was given
     bool requantize, share_scales;
     uint64_t shard_bytes_max;
+    uint64_t unit_bytes; // of source values that are made at a time; 0 = 32 MiB
     bool resume, force, copy_all, hash;
     DeviceChoice device;
 } RewriteRequest;

@@ -21,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static const uint64_t unit_bytes = 32 << 20; // of source values
+static const uint64_t usual_unit_bytes = 32 << 20;
 
 typedef struct Unit {
     int tensor;
@@ -73,8 +73,11 @@ static void add_units(Job *job, int index)
     uint64_t row_bytes = dtype_bytes(tensor->tensor.dtype, (uint64_t)columns);
     if (rows == 0 || columns == 0)
         return;
+    uint64_t unit_bytes = job->rewrite->request->unit_bytes;
+    unit_bytes = unit_bytes > 0 ? unit_bytes : usual_unit_bytes;
     int64_t most = (int64_t)(unit_bytes / (row_bytes > 0 ? row_bytes : 1));
-    int64_t each = step == 0 ? rows : most < step ? step : most / step * step;
+    int64_t least = step > 0 ? step : rows;
+    int64_t each = most < least ? least : most / least * least;
     if (dtype_row(tensor->tensor.dtype)->bits < 8) // rows may end inside a byte
         each = rows;
     for (int64_t matrix = 0; matrix < matrices; matrix++)
