@@ -130,15 +130,10 @@ static bool visit_map(const char *key, const Json *value, void *context)
     return add_file(reader, name);
 }
 
-static Json *read_json(const char *path, Error *error)
+static Json *parse_object(const char *path, const char *text, uint64_t bytes, Error *error)
 {
-    uint64_t bytes = 0;
     Error cause = {0};
-    char *text = file_read(path, JSON_BYTES_MAX, &bytes, error);
-    if (!text)
-        return NULL;
     Json *json = json_parse(text, bytes, &cause);
-    free(text);
     if (!json)
         bad_file(error, path, "%.300s", cause.what);
     else if (!json_is_object(json)) {
@@ -149,19 +144,24 @@ static Json *read_json(const char *path, Error *error)
     return json;
 }
 
+static Json *read_json(const char *path, Error *error)
+{
+    uint64_t bytes = 0;
+    char *text = file_read(path, JSON_BYTES_MAX, &bytes, error);
+    Json *json = text ? parse_object(path, text, bytes, error) : NULL;
+    free(text);
+    return json;
+}
+
 static int compare_files(const void *a, const void *b)
 {
     return checkpoint_compare_names(((const CheckpointFile *)a)->name,
                                     ((const CheckpointFile *)b)->name);
 }
 
-static bool read_index(Reader *reader, const char *name, Json **index)
+static bool list_files(Reader *reader, const Json *index)
 {
-    snprintf(reader->index, sizeof(reader->index), "%s/%s", reader->checkpoint->folder, name);
-    *index = read_json(reader->index, reader->error);
-    if (!*index)
-        return false;
-    const Json *map = json_find(*index, "weight_map");
+    const Json *map = json_find(index, "weight_map");
     if (!map || !json_is_object(map))
         return bad_file(reader->error, reader->index, "it has no weight_map");
     json_each(map, visit_map, reader);
@@ -169,6 +169,13 @@ static bool read_index(Reader *reader, const char *name, Json **index)
         qsort(reader->checkpoint->file, (size_t)reader->checkpoint->files,
               sizeof(*reader->checkpoint->file), compare_files);
     return reader->error->exit_code == 0;
+}
+
+static bool read_index(Reader *reader, const char *name, Json **index)
+{
+    snprintf(reader->index, sizeof(reader->index), "%s/%s", reader->checkpoint->folder, name);
+    *index = read_json(reader->index, reader->error);
+    return *index && list_files(reader, *index);
 }
 
 // The first of these that is there is the model; the others are left alone.
@@ -306,6 +313,49 @@ bool checkpoint_open(const char *folder, Checkpoint *checkpoint, Error *error)
         checkpoint_close(checkpoint);
         if (error->exit_code == 0)
             *error = first;
+    }
+    return good;
+}
+
+bool checkpoint_parse(const CheckpointImage *image, Checkpoint *checkpoint, Error *error)
+{
+    *checkpoint = (Checkpoint){.layout = LAYOUT_PLAIN, .folder = "(memory)", .files = 1};
+    checkpoint->file = calloc(1, sizeof(*checkpoint->file));
+    CHECK(checkpoint->file, EXIT_CODE_HARDWARE, "free host memory", "no host memory for files");
+    CheckpointFile *file = checkpoint->file;
+    Error first = {0};
+    Reader reader = {.checkpoint = checkpoint, .error = &first};
+    file->is_torch = image->is_torch;
+    bool good =
+        image->is_torch
+            ? torch_file_parse("(memory)", image->data, image->bytes, &file->torch, &first)
+            : safetensors_parse(image->data, image->bytes, &file->safetensors, &first);
+    if (good && image->config_bytes > 0)
+        good = (checkpoint->config = parse_object("config.json", image->config,
+                                                  image->config_bytes, &first)) != NULL;
+    if (good) {
+        collect_raws(checkpoint);
+        good = check_raws(&reader) && checkpoint_read_weights(checkpoint, &first);
+    }
+    if (!good) {
+        checkpoint_close(checkpoint);
+        *error = first;
+    }
+    return good;
+}
+
+bool checkpoint_parse_index(const char *text, uint64_t bytes, Checkpoint *checkpoint, Error *error)
+{
+    *checkpoint = (Checkpoint){.layout = LAYOUT_PLAIN};
+    Error first = {0};
+    Reader reader = {.checkpoint = checkpoint, .index = "(index)", .error = &first};
+    Json *index = parse_object(reader.index, text, bytes, &first);
+    bool good = index && list_files(&reader, index);
+    if (index)
+        json_destroy(index);
+    if (!good) {
+        checkpoint_close(checkpoint);
+        *error = first;
     }
     return good;
 }

@@ -51,6 +51,19 @@ typedef struct Checkpoint {
 
 // Local. Errors: 66 no folder or no model in it, 65 with file and rule, 74.
 bool checkpoint_open(const char *folder, Checkpoint *checkpoint, Error *error);
+// Local. The same of one file in memory, which must outlive the value (fuzzing, tests). config: the
+// text of config.json.
+typedef struct CheckpointImage {
+    const uint8_t *data;
+    uint64_t bytes;
+    bool is_torch;
+    const char *config;
+    uint64_t config_bytes; // 0: none
+} CheckpointImage;
+bool checkpoint_parse(const CheckpointImage *image, Checkpoint *checkpoint, Error *error);
+// Local. Which files an index in memory names; the files are not opened.
+bool checkpoint_parse_index(const char *text, uint64_t bytes, Checkpoint *checkpoint,
+                            Error *error);
 void checkpoint_close(Checkpoint *checkpoint);
 const Weight *checkpoint_find(const Checkpoint *checkpoint, const char *name); // NULL if absent
 const RawTensor *checkpoint_find_raw(const Checkpoint *checkpoint, const char *name);

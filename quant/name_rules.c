@@ -63,16 +63,11 @@ static bool visit_rule(const char *key, const Json *value, void *context)
                           reader->error);
 }
 
-bool name_rules_read(NameRules *rules, const char *path, Error *error)
+bool name_rules_parse(NameRules *rules, const char *path, const char *text, uint64_t bytes,
+                      Error *error)
 {
-    enum { RULES_BYTES_MAX = 16 << 20 };
-    uint64_t bytes;
-    char *text = file_read(path, RULES_BYTES_MAX, &bytes, error);
-    if (!text)
-        return false;
     Error first = {0}, cause = {0};
     Json *json = json_parse(text, bytes, &cause);
-    free(text);
     if (!json || !json_is_object(json))
         bad_file(&first, path, "it is no JSON object of rules: %.200s", cause.what);
     else
@@ -82,6 +77,16 @@ bool name_rules_read(NameRules *rules, const char *path, Error *error)
     if (first.exit_code && error->exit_code == 0)
         *error = first;
     return first.exit_code == 0;
+}
+
+bool name_rules_read(NameRules *rules, const char *path, Error *error)
+{
+    enum { RULES_BYTES_MAX = 16 << 20 };
+    uint64_t bytes = 0;
+    char *text = file_read(path, RULES_BYTES_MAX, &bytes, error);
+    bool good = text && name_rules_parse(rules, path, text, bytes, error);
+    free(text);
+    return good;
 }
 
 void name_rules_release(NameRules *rules)

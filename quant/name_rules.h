@@ -27,6 +27,9 @@ bool name_rules_add(NameRules *rules, const char *pattern, const Recipe *recipe,
 // Local. A JSON object of patterns in order: {"re:.*experts.*": "nvfp4", "lm_head": null,
 // "_default": "fp8_row"}. null, "skip" and "none" leave as is. Errors 66, 65.
 bool name_rules_read(NameRules *rules, const char *path, Error *error);
+// Local. The same from memory.
+bool name_rules_parse(NameRules *rules, const char *path, const char *text, uint64_t bytes,
+                      Error *error);
 void name_rules_release(NameRules *rules);
 
 // ---- names of experts ----
