@@ -98,8 +98,8 @@ static void add_report(Job *job, const Weight *weight)
         table_cell(job->table, "%.3g .. %.3g", (double)report.scale_min, (double)report.scale_max);
     else
         table_cell(job->table, "-");
-    table_cell(job->table, "%lld", (long long)(report.nan_codes + report.nan_scales *
-                                                                      weight->quantised));
+    table_cell(job->table, "%lld",
+               (long long)(report.nan_codes + report.nan_scales * weight->quantised));
     table_cell(job->table, "%lld", (long long)report.zero_codes);
     table_cell(job->table, "%lld", (long long)report.saturated_codes);
 }
@@ -226,8 +226,8 @@ static void show(Job *job)
         table_print(job->table, stdout);
         table_destroy(job->table);
         if (job->params->against)
-            printf("\n%s\n", job->wrong ? "NOT what the recipes promise"
-                                        : "what the recipes promise");
+            printf("\n%s\n",
+                   job->wrong ? "NOT what the recipes promise" : "what the recipes promise");
         return;
     }
     Json *json = json_set(json_object(), "folder", json_text(job->checkpoint.folder));
@@ -245,11 +245,10 @@ static void show(Job *job)
 
 static void begin(Job *job, const char *folder)
 {
-    static const char *const columns[] = {"weight", "shape",  "recipe", ">bytes", ">scales",
+    static const char *const columns[] = {"weight", "shape",  "recipe",     ">bytes", ">scales",
                                           ">NaN",   ">zeros", ">saturated", NULL};
-    static const char *const against[] = {"weight",     "recipe",     "verdict", ">max error",
-                                          ">SQNR",      ">promised",  ">NaN",    ">promised",
-                                          "changed",    NULL};
+    static const char *const against[] = {"weight",    "recipe", "verdict",   ">max error", ">SQNR",
+                                          ">promised", ">NaN",   ">promised", "changed",    NULL};
     const Params *p = job->params;
     bool good = checkpoint_open(folder, &job->checkpoint, &job->error);
     if (good && p->tensor)

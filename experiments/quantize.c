@@ -77,8 +77,7 @@ static bool collect_rules(const Params *p, NameRules *rules, Error *error)
     for (int i = 0; i < p->match.count; i++)
         if (!name_rules_add(rules, p->match.value[i], &recipe, EXIT_CODE_USAGE, error))
             return error_prefix(error, "--match");
-    return p->match.count > 0 ||
-           name_rules_add(rules, "_default", &recipe, EXIT_CODE_USAGE, error);
+    return p->match.count > 0 || name_rules_add(rules, "_default", &recipe, EXIT_CODE_USAGE, error);
 }
 
 // The library whose numerics the recipes have.
@@ -137,7 +136,8 @@ static int run_quantize(Run *run, const void *params, const OptionPositionals *p
 
 const Command command_quantize = {
     .name = "quantize",
-    .summary = "a model into a smaller one, for torchao, compressed-tensors and those who read them",
+    .summary =
+        "a model into a smaller one, for torchao, compressed-tensors and those who read them",
     .usage = "--model DIR --out DIR2 --recipe NAME [options]",
     .notes = "  mpirun -n 4 meshwork quantize --model DIR --out DIR2 --recipe nvfp4 --match "
              "'re:.*experts.*'\n"

@@ -434,10 +434,10 @@ static void spell(const Option *option, char *text, size_t bytes)
         snprintf(letter, sizeof(letter), "-%c, ", option->letter);
     const char *value = option->value;
     if (!value)
-        value = option->kind == OPTION_CHOICE ? option->choices
+        value = option->kind == OPTION_CHOICE                                 ? option->choices
                 : option->kind == OPTION_TEXT || option->kind == OPTION_TEXTS ? "TEXT"
-                : option->kind == OPTION_INT  ? "N"
-                                              : "X";
+                : option->kind == OPTION_INT                                  ? "N"
+                                                                              : "X";
     if (option->kind == OPTION_SWITCH)
         snprintf(text, bytes, "%s--[no-]%s", letter, option->name);
     else

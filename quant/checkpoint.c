@@ -57,9 +57,12 @@ static bool ends_with(const char *name, const char *tail)
 
 bool checkpoint_is_weights_file(const char *name)
 {
-    static const char *const tails[] = {".safetensors", ".safetensors.index.json", ".bin",
-                                        ".bin.index.json", ".pt", ".pth", ".gguf", ".h5",
-                                        ".msgpack", ".onnx", ".ckpt"};
+    static const char *const tails[] = {".safetensors", ".safetensors.index.json",
+                                        ".bin",         ".bin.index.json",
+                                        ".pt",          ".pth",
+                                        ".gguf",        ".h5",
+                                        ".msgpack",     ".onnx",
+                                        ".ckpt"};
     for (size_t i = 0; i < COUNT_OF(tails); i++)
         if (ends_with(name, tails[i]))
             return true;
@@ -326,13 +329,12 @@ bool checkpoint_parse(const CheckpointImage *image, Checkpoint *checkpoint, Erro
     Error first = {0};
     Reader reader = {.checkpoint = checkpoint, .error = &first};
     file->is_torch = image->is_torch;
-    bool good =
-        image->is_torch
-            ? torch_file_parse("(memory)", image->data, image->bytes, &file->torch, &first)
-            : safetensors_parse(image->data, image->bytes, &file->safetensors, &first);
+    bool good = image->is_torch
+                    ? torch_file_parse("(memory)", image->data, image->bytes, &file->torch, &first)
+                    : safetensors_parse(image->data, image->bytes, &file->safetensors, &first);
     if (good && image->config_bytes > 0)
-        good = (checkpoint->config = parse_object("config.json", image->config,
-                                                  image->config_bytes, &first)) != NULL;
+        good = (checkpoint->config = parse_object("config.json", image->config, image->config_bytes,
+                                                  &first)) != NULL;
     if (good) {
         collect_raws(checkpoint);
         good = check_raws(&reader) && checkpoint_read_weights(checkpoint, &first);

@@ -62,8 +62,7 @@ typedef struct CheckpointImage {
 } CheckpointImage;
 bool checkpoint_parse(const CheckpointImage *image, Checkpoint *checkpoint, Error *error);
 // Local. Which files an index in memory names; the files are not opened.
-bool checkpoint_parse_index(const char *text, uint64_t bytes, Checkpoint *checkpoint,
-                            Error *error);
+bool checkpoint_parse_index(const char *text, uint64_t bytes, Checkpoint *checkpoint, Error *error);
 void checkpoint_close(Checkpoint *checkpoint);
 const Weight *checkpoint_find(const Checkpoint *checkpoint, const char *name); // NULL if absent
 const RawTensor *checkpoint_find_raw(const Checkpoint *checkpoint, const char *name);
@@ -74,8 +73,8 @@ int checkpoint_compare_names(const char *a, const char *b);
 bool checkpoint_is_weights_file(const char *name);
 // Local. A file's name that stays inside its folder: no separator, not "..", no control characters.
 bool checkpoint_is_plain_name(const char *name);
-// Local. Lets whole pages of those bytes go from this process, where they lie in a mapped file; they
-// stay in the system's cache.
+// Local. Lets whole pages of those bytes go from this process, where they lie in a mapped file;
+// they stay in the system's cache.
 void checkpoint_release_pages(const Checkpoint *checkpoint, const void *data, uint64_t bytes);
 // Local. Asks the system to read those bytes ahead, where they lie in a mapped file.
 void checkpoint_read_ahead(const Checkpoint *checkpoint, const void *data, uint64_t bytes);

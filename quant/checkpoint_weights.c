@@ -153,7 +153,8 @@ static bool add_torch_file(Builder *builder, int index)
         Stored stored = {0};
         if (tensor->class_name[0]) {
             TorchaoTensor about = {file->name,         tensor->name, tensor->class_name,
-                                   tensor->attributes, tensor->part, tensor->parts, &tensor->tensor};
+                                   tensor->attributes, tensor->part, tensor->parts,
+                                   &tensor->tensor};
             if (!torchao_read(&about, &stored, builder->error))
                 return false;
         }
@@ -181,11 +182,10 @@ static bool add_compressed_module(Builder *builder, RawTensor *scale, size_t mod
     const CompressedGroup *group = NULL;
     CompressedParts parts = {{NULL}};
     static const char *const suffixes[] = {
-        "weight_packed",       "weight",       "weight_scale", "weight_zero_point",
+        "weight_packed",       "weight",       "weight_scale",      "weight_zero_point",
         "weight_global_scale", "weight_shape", "input_global_scale"};
     snprintf(parameter, sizeof(parameter), "%.*sweight", (int)module_bytes, scale->name);
-    snprintf(module, sizeof(module), "%.*s", module_bytes ? (int)module_bytes - 1 : 0,
-             scale->name);
+    snprintf(module, sizeof(module), "%.*s", module_bytes ? (int)module_bytes - 1 : 0, scale->name);
     if (!compressed_group_of(&builder->config, module, &group, builder->error))
         return false;
     if (!group || !group->weights.present)
@@ -267,8 +267,8 @@ static bool add_modules(Builder *builder, const char *suffix,
         if (!ends || raw->used)
             continue;
         if (length > NAME_BYTES / 2)
-            return bad_tensor(builder->error, checkpoint->folder, raw->name,
-                              "a name of %zu bytes", length);
+            return bad_tensor(builder->error, checkpoint->folder, raw->name, "a name of %zu bytes",
+                              length);
         if (!add(builder, raw, length - tail))
             return false;
     }

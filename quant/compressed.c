@@ -215,9 +215,9 @@ static bool read_args(Reader *reader, const Json *args, const char *group, Compr
         out->group_size = 0;
     snprintf(out->strategy, sizeof(out->strategy), "%.15s", strategy);
     snprintf(out->dynamic, sizeof(out->dynamic), "%s",
-             local                                   ? "local"
-             : boolean_or(args, "dynamic", false)    ? "true"
-                                                     : "false");
+             local                                ? "local"
+             : boolean_or(args, "dynamic", false) ? "true"
+                                                  : "false");
     read_block(args, out);
     if (out->num_bits < 1 || out->num_bits > 32)
         return BAD(reader, "config group \"%s\": num_bits is %lld", quoted_name(group, shown),
@@ -245,8 +245,8 @@ static bool visit_group(const char *key, const Json *value, void *context)
         return BAD(reader, "neither the config nor group \"%s\" has a format that we read", shown);
     return read_args(reader, json_find(value, "weights"), key, &group->weights) &&
            read_args(reader, json_find(value, "input_activations"), key, &group->inputs) &&
-           read_patterns(reader, json_find(value, "targets"), "a list of targets",
-                         &group->target, &group->targets);
+           read_patterns(reader, json_find(value, "targets"), "a list of targets", &group->target,
+                         &group->targets);
 }
 
 bool compressed_config_read(const char *path, const Json *config, CompressedConfig *out,
@@ -400,8 +400,7 @@ static bool read_shape(const char *path, const char *parameter, const Compressed
         memcpy(shape, given->data, 2 * sizeof(*shape));
         if (shape[0] < 0 || shape[1] < 0)
             return BAD_TENSOR("its weight_shape is negative");
-    } else if (codes->dtype == DTYPE_U8 &&
-               __builtin_mul_overflow(shape[1], 2, &shape[1])) {
+    } else if (codes->dtype == DTYPE_U8 && __builtin_mul_overflow(shape[1], 2, &shape[1])) {
         return BAD_TENSOR("its shape does not fit 63 bits");
     }
     return true;
@@ -439,8 +438,8 @@ bool compressed_read(const char *path, const char *parameter, const CompressedGr
         return false;
     StoredPlan plan = {&recipe, LAYOUT_COMPRESSED, 2, shape, DTYPES};
     const Tensor *scale = parts->part[STORED_SCALES];
-    bool free_dtype = recipe.weights.method == QUANT_SYMMETRIC ||
-                      recipe.weights.method == QUANT_ZERO_POINT_CT;
+    bool free_dtype =
+        recipe.weights.method == QUANT_SYMMETRIC || recipe.weights.method == QUANT_ZERO_POINT_CT;
     if (scale && free_dtype && (scale->dtype == DTYPE_F32 || scale->dtype == DTYPE_BF16))
         plan.scale_dtype = scale->dtype;
     Error cause = {0};

@@ -27,8 +27,7 @@ bool name_rules_add(NameRules *rules, const char *pattern, const Recipe *recipe,
         return error_set(error, exit_code, "write fewer, with expressions (re:...)",
                          "more than %d rules", NAME_RULES_MAX);
     Pattern *compiled = NULL;
-    if (strcmp(pattern, "_default") != 0 &&
-        !(compiled = pattern_create(pattern, exit_code, error)))
+    if (strcmp(pattern, "_default") != 0 && !(compiled = pattern_create(pattern, exit_code, error)))
         return false;
     rules->rule = realloc(rules->rule, (size_t)(rules->count + 1) * sizeof(*rules->rule));
     CHECK(rules->rule, EXIT_CODE_HARDWARE, "free host memory", "no host memory for rules");
@@ -51,7 +50,8 @@ static bool visit_rule(const char *key, const Json *value, void *context)
     Recipe recipe;
     char shown[QUOTED_BYTES];
     const char *text = json_text_of(value);
-    bool skip = json_is_null(value) || (text && (strcmp(text, "skip") == 0 || strcmp(text, "none") == 0));
+    bool skip =
+        json_is_null(value) || (text && (strcmp(text, "skip") == 0 || strcmp(text, "none") == 0));
     Error cause = {0};
     if (!skip && !text)
         return bad_file(reader->error, reader->path, "rule \"%s\" is neither a recipe nor null",
@@ -59,8 +59,7 @@ static bool visit_rule(const char *key, const Json *value, void *context)
     if (!skip && !recipe_parse(text, &recipe, &cause))
         return error_set(reader->error, EXIT_CODE_DATA, cause.fix, "%.100s: rule \"%s\": %.200s",
                          reader->path, quoted_name(key, shown), cause.what);
-    return name_rules_add(reader->rules, key, skip ? NULL : &recipe, EXIT_CODE_DATA,
-                          reader->error);
+    return name_rules_add(reader->rules, key, skip ? NULL : &recipe, EXIT_CODE_DATA, reader->error);
 }
 
 bool name_rules_parse(NameRules *rules, const char *path, const char *text, uint64_t bytes,
@@ -304,8 +303,8 @@ const char *weight_is_special(const char *parameter, const Tensor *tensor)
     size_t bytes;
     ExpertName name;
     const char *last = last_of(parameter, &bytes), *dot = strrchr(parameter, '.');
-    bool real = tensor->dtype == DTYPE_BF16 || tensor->dtype == DTYPE_F16 ||
-                tensor->dtype == DTYPE_F32;
+    bool real =
+        tensor->dtype == DTYPE_BF16 || tensor->dtype == DTYPE_F16 || tensor->dtype == DTYPE_F32;
     if (!real)
         return "not of a floating type";
     if (expert_name_read(parameter, tensor->rank, &name))

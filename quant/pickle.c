@@ -47,54 +47,6 @@ typedef struct Machine {
 #define BAD(machine, ...)                                                                          \
     bad_byte((machine)->error, (machine)->path, (machine)->opcode_byte, __VA_ARGS__)
 
-// Beside these, every class of torchao, whatever its module is called.
-static const char *const globals[] = {
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_tensor_v3",
-    "torch._utils _rebuild_parameter",
-    "torch._utils _rebuild_wrapper_subclass",
-    "torch._tensor _rebuild_from_type_v2",
-    "torch.serialization _get_layout",
-    "torch.nn.parameter Parameter",
-    "torch.storage UntypedStorage",
-    "torch Size",
-    "torch device",
-    "collections OrderedDict",
-    "__builtin__ getattr",
-    "builtins getattr",
-    "torch ByteStorage",
-    "torch CharStorage",
-    "torch ShortStorage",
-    "torch IntStorage",
-    "torch LongStorage",
-    "torch FloatStorage",
-    "torch DoubleStorage",
-    "torch HalfStorage",
-    "torch BFloat16Storage",
-    "torch BoolStorage",
-    "torch bfloat16",
-    "torch float16",
-    "torch float32",
-    "torch float64",
-    "torch float8_e4m3fn",
-    "torch float8_e5m2",
-    "torch float8_e4m3fnuz",
-    "torch float8_e5m2fnuz",
-    "torch float8_e8m0fnu",
-    "torch float4_e2m1fn_x2",
-    "torch int4",
-    "torch uint4",
-    "torch int8",
-    "torch int16",
-    "torch int32",
-    "torch int64",
-    "torch uint8",
-    "torch uint16",
-    "torch uint32",
-    "torch uint64",
-    "torch bool",
-};
-
 // ---- values ----
 
 static PickleValue *make(Machine *machine, PickleKind kind)
@@ -281,18 +233,6 @@ static bool push_text(Machine *machine, int length_bytes, PickleKind kind)
     return push(machine, value);
 }
 
-static bool allowed(const char *module, const char *name, const char *both)
-{
-    for (size_t i = 0; i < COUNT_OF(globals); i++)
-        if (strcmp(globals[i], both) == 0)
-            return true;
-    bool torchao = strcmp(module, "torchao") == 0 || strncmp(module, "torchao.", 8) == 0;
-    for (const char *c = name; torchao && *c; c++)
-        torchao = (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || *c == '_' ||
-                  (*c >= '0' && *c <= '9');
-    return torchao && *name != '\0';
-}
-
 static bool push_global(Machine *machine, const char *module, size_t module_bytes, const char *name,
                         size_t name_bytes)
 {
@@ -308,7 +248,7 @@ static bool push_global(Machine *machine, const char *module, size_t module_byte
     CHECK(copy, EXIT_CODE_HARDWARE, "free host memory", "no host memory for a pickle");
     memcpy(copy, both, module_bytes + name_bytes + 2);
     copy[module_bytes] = ' ';
-    if (!allowed(both, second, copy)) {
+    if (!pickle_allows(both, second, copy)) {
         BAD(machine, "it asks for \"%s\", which no tensor needs; nothing was run",
             quoted_name(copy, shown));
         free(copy);
@@ -501,21 +441,17 @@ static bool step_value(Machine *machine, uint8_t opcode)
     case 'J':
         return push_small(machine, 4);
     case 'K':
-        return push_small(machine, 1);
     case 'M':
-        return push_small(machine, 2);
+        return push_small(machine, opcode == 'K' ? 1 : 2);
     case 0x8A:
-        return push_long(machine, 1);
     case 0x8B:
-        return push_long(machine, 4);
+        return push_long(machine, opcode == 0x8A ? 1 : 4);
     case 'G':
         return push_real(machine);
     case 'X':
-        return push_text(machine, 4, PICKLE_TEXT);
     case 0x8C:
-        return push_text(machine, 1, PICKLE_TEXT);
     case 0x8D:
-        return push_text(machine, 8, PICKLE_TEXT);
+        return push_text(machine, opcode == 'X' ? 4 : opcode == 0x8C ? 1 : 8, PICKLE_TEXT);
     case 'U':
     case 'C':
         return push_text(machine, 1, PICKLE_BYTES);
@@ -553,15 +489,13 @@ static bool step(Machine *machine, uint8_t opcode)
     case 0x87:
         return make_tuple(machine, (size_t)opcode - 0x84);
     case 'q':
-        return read_memo(machine, 1, put);
     case 'r':
-        return read_memo(machine, 4, put);
+        return read_memo(machine, opcode == 'q' ? 1 : 4, put);
     case 0x94:
         return put(machine, machine->memo.count);
     case 'h':
-        return read_memo(machine, 1, get);
     case 'j':
-        return read_memo(machine, 4, get);
+        return read_memo(machine, opcode == 'h' ? 1 : 4, get);
     case 'R':
     case 0x81:
         return call(machine);
@@ -588,13 +522,12 @@ static bool step(Machine *machine, uint8_t opcode)
 
 Pickle *pickle_parse(const char *path, const uint8_t *data, uint64_t bytes, Error *error)
 {
-    Machine machine = {
-        .path = path, .data = data, .at = data, .end = data + bytes, .error = error};
+    Machine machine = {.path = path, .data = data, .at = data, .end = data + bytes, .error = error};
     machine.pickle = calloc(1, sizeof(*machine.pickle));
     CHECK(machine.pickle, EXIT_CODE_HARDWARE, "free host memory", "no host memory for a pickle");
-    bool good = bytes <= PICKLE_BYTES_MAX ||
-                BAD(&machine, "%llu bytes, a pickle of tensors has at most %d",
-                    (unsigned long long)bytes, PICKLE_BYTES_MAX);
+    bool good =
+        bytes <= PICKLE_BYTES_MAX || BAD(&machine, "%llu bytes, a pickle of tensors has at most %d",
+                                         (unsigned long long)bytes, PICKLE_BYTES_MAX);
     while (good && !machine.stopped) {
         machine.opcode_byte = (uint64_t)(machine.at - data);
         if (machine.at == machine.end)

@@ -41,6 +41,8 @@ typedef struct Pickle Pickle; // owns all values
 
 // Local. NULL and error 65 with the byte and the rule. Owner: the caller.
 Pickle *pickle_parse(const char *path, const uint8_t *data, uint64_t bytes, Error *error);
+// Local. Whether a pickle of tensors may speak of a global; both is "module name".
+bool pickle_allows(const char *module, const char *name, const char *both);
 void pickle_destroy(Pickle *pickle);
 const PickleValue *pickle_root(const Pickle *pickle);
 

@@ -111,8 +111,8 @@ static void plan_torchao(Stored *stored)
     plan_torchao_scales(stored);
     if (q->rule.two_level) {
         int64_t shape[3] = {q->matrices, 1, 1};
-        set_part(stored, STORED_TENSOR_SCALE, "_per_tensor_scale", DTYPE_F32,
-                 q->rank == 3 ? 3 : 0, shape);
+        set_part(stored, STORED_TENSOR_SCALE, "_per_tensor_scale", DTYPE_F32, q->rank == 3 ? 3 : 0,
+                 shape);
     }
 }
 
@@ -126,10 +126,9 @@ static void plan_compressed_scales(Stored *stored)
     else
         set_matrix_part(stored, STORED_SCALES, "weight_scale", dtype, rows, columns);
     if (q->rule.has_zeros)
-        set_matrix_part(stored, STORED_ZEROS, "weight_zero_point",
-                        stored->words ? DTYPE_I32 : DTYPE_I8,
-                        stored->words ? divide_up(q->rows * code_bits(q), WORD_BITS) : rows,
-                        columns);
+        set_matrix_part(
+            stored, STORED_ZEROS, "weight_zero_point", stored->words ? DTYPE_I32 : DTYPE_I8,
+            stored->words ? divide_up(q->rows * code_bits(q), WORD_BITS) : rows, columns);
 }
 
 static void plan_compressed(Stored *stored, PackFormat format)
@@ -137,8 +136,7 @@ static void plan_compressed(Stored *stored, PackFormat format)
     const QTensor *q = &stored->q;
     int64_t one = 1, two = 2, columns = q->code_layout == CODES_PAIRS ? q->columns / 2 : q->columns;
     if (stored->words) {
-        set_matrix_part(stored, STORED_CODES, "weight_packed", DTYPE_I32, q->rows,
-                        word_columns(q));
+        set_matrix_part(stored, STORED_CODES, "weight_packed", DTYPE_I32, q->rows, word_columns(q));
         set_part(stored, STORED_SHAPE, "weight_shape", DTYPE_I64, 1, &two);
     } else if (format == PACK_NVFP4 || format == PACK_MXFP4) {
         set_matrix_part(stored, STORED_CODES, "weight_packed", DTYPE_U8, q->rows, columns);
@@ -346,8 +344,8 @@ static void add_share(const Stored *stored, Ranges *ranges, StoredRole role, int
     else if (first > 0 && role == STORED_ZEROS && stored->words)
         offset = (uint64_t)(first * code_bits(q) / WORD_BITS * qtensor_grid_columns(q)) * 4;
     else if (first > 0)
-        offset = matrix_bytes / (uint64_t)qtensor_grid_rows(q) *
-                 (uint64_t)(first / q->rule.block_rows);
+        offset =
+            matrix_bytes / (uint64_t)qtensor_grid_rows(q) * (uint64_t)(first / q->rule.block_rows);
     add_range(ranges, role, (uint64_t)matrix * matrix_bytes + offset, bytes, data);
 }
 
@@ -368,10 +366,10 @@ int stored_slice_ranges(const Stored *stored, int64_t matrix, int64_t first, Sto
         add_share(stored, &ranges, STORED_SCALES, matrix, first, bytes.scales, q->scales);
     if (stored->part[STORED_ZEROS].present && stored->words) {
         pack_zeros(slice);
-        add_share(stored, &ranges, STORED_ZEROS, matrix, first,
-                  (uint64_t)(divide_up(q->rows * code_bits(q), WORD_BITS) *
-                             qtensor_grid_columns(q)) * 4,
-                  slice->packed_zeros);
+        add_share(
+            stored, &ranges, STORED_ZEROS, matrix, first,
+            (uint64_t)(divide_up(q->rows * code_bits(q), WORD_BITS) * qtensor_grid_columns(q)) * 4,
+            slice->packed_zeros);
     } else if (stored->part[STORED_ZEROS].present) {
         add_share(stored, &ranges, STORED_ZEROS, matrix, first, bytes.zeros, q->zeros);
     }

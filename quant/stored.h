@@ -42,8 +42,8 @@ typedef struct Scheme {
     const char *as_compressed; // the recipe whose rules describe it there; NULL = itself
     const char *as_torchao;    // likewise, of rows that torchao has under another name
 } Scheme;
-extern const Scheme scheme_table[];               // ends with a NULL recipe
-const Scheme *scheme_find(const char *recipe);    // Local. NULL if absent
+extern const Scheme scheme_table[];                // ends with a NULL recipe
+const Scheme *scheme_find(const char *recipe);     // Local. NULL if absent
 bool scheme_has(const Scheme *row, Layout layout); // Local. Whether the layout can keep it as it is
 // Local. The row's format, but whole numbers in groups of 128 with quantised activations lie as in
 // compressed-tensors' own W4A8 and W4AFP8, one to a byte.
@@ -68,10 +68,10 @@ typedef struct StoredPart {
 typedef struct Stored {
     Recipe recipe;
     Layout layout;
-    QTensor q;          // planned, with the layout's layouts; no memory
-    bool words;         // codes, and zero points, are packed in int32 words
-    bool inverse;       // the second scale is stored as its reciprocal
-    float input_scale;  // what STORED_INPUT_SCALE holds
+    QTensor q;         // planned, with the layout's layouts; no memory
+    bool words;        // codes, and zero points, are packed in int32 words
+    bool inverse;      // the second scale is stored as its reciprocal
+    float input_scale; // what STORED_INPUT_SCALE holds
     StoredPart part[STORED_ROLES];
 } Stored;
 

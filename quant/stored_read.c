@@ -71,8 +71,8 @@ static uint32_t read_zero(const Stored *stored, int64_t index, int64_t block_row
     if (!stored->words)
         return load_bits(zeros, q->rule.zero_dtype, index);
     int bits = q->rule.code == CODE_INT4 ? 4 : 8, per_word = WORD_BITS / bits;
-    uint32_t word = load_bits(zeros, DTYPE_I32,
-                              block_row / per_word * qtensor_grid_columns(q) + column);
+    uint32_t word =
+        load_bits(zeros, DTYPE_I32, block_row / per_word * qtensor_grid_columns(q) + column);
     uint32_t code = word >> (block_row % per_word * bits) & (bits == 4 ? 0xFu : 0xFFu);
     return (code - (1u << (bits - 1))) & 0xFFu;
 }

@@ -255,9 +255,8 @@ static Json *attribute_call(Reader *reader, const PickleValue *value, int depth)
         return typed(class_of(callee), attribute_dict(reader, value->state, depth));
     if (arguments->count == 1)
         return typed(class_of(callee), attribute(reader, arguments->items[0], depth));
-    return typed(class_of(callee), arguments->count == 0
-                                       ? json_object()
-                                       : attribute_array(reader, arguments, depth));
+    return typed(class_of(callee),
+                 arguments->count == 0 ? json_object() : attribute_array(reader, arguments, depth));
 }
 
 static Json *attribute(Reader *reader, const PickleValue *value, int depth)
@@ -413,8 +412,7 @@ static bool read_archive(Reader *reader)
     const ZipEntry *order = zip_find(zip, name);
     if (order && (order->bytes != 6 || memcmp(order->data, "little", 6) != 0))
         return bad_file(reader->error, reader->path, "its byte order is not little");
-    reader->file->pickle =
-        pickle_parse(reader->path, entry->data, entry->bytes, reader->error);
+    reader->file->pickle = pickle_parse(reader->path, entry->data, entry->bytes, reader->error);
     return reader->file->pickle && read_root(reader, pickle_root(reader->file->pickle));
 }
 

@@ -18,9 +18,9 @@ typedef struct TorchPart {
 } TorchPart;
 
 typedef struct TorchTensor {
-    const char *name;                   // of the parameter
-    char class_name[TORCH_NAME_BYTES];  // "" = a plain tensor
-    Tensor tensor;                      // plain: the values; else only dtype and shape
+    const char *name;                  // of the parameter
+    char class_name[TORCH_NAME_BYTES]; // "" = a plain tensor
+    Tensor tensor;                     // plain: the values; else only dtype and shape
     int parts;
     TorchPart part[TORCH_PARTS_MAX];
     Json *attributes;

@@ -44,9 +44,12 @@ static const ClassRow classes[] = {
 static const struct {
     const char *class_name, *attribute;
 } nones[] = {
-    {"Int8Tensor", "act_quant_scale"},          {"Int8Tensor", "act_quant_zero_point"},
-    {"Int8Tensor", "act_pre_scale"},            {"Int4Tensor", "act_pre_scale"},
-    {"Int4TilePackedTo4dTensor", "act_pre_scale"}, {"NVFP4Tensor", "act_per_tensor_scale"},
+    {"Int8Tensor", "act_quant_scale"},
+    {"Int8Tensor", "act_quant_zero_point"},
+    {"Int8Tensor", "act_pre_scale"},
+    {"Int4Tensor", "act_pre_scale"},
+    {"Int4TilePackedTo4dTensor", "act_pre_scale"},
+    {"NVFP4Tensor", "act_per_tensor_scale"},
     {"NVFP4Tensor", "per_tensor_scale"},
 };
 

@@ -24,7 +24,8 @@
 #define FLOAT8_ACTIVATIONS(granularity)                                                            \
     "{'_type': 'QuantizeTensorToFloat8Kwargs', '_data': {'float8_dtype': " DTYPE_TEXT(             \
         "float8_e4m3fn") ", 'granularity': " granularity                                           \
-    ", 'mm_config': null, 'hp_value_lb': $L, 'hp_value_ub': null, 'kernel_preference': " AUTO "}}"
+                         ", 'mm_config': null, 'hp_value_lb': $L, 'hp_value_ub': null, "           \
+                         "'kernel_preference': " AUTO "}}"
 #define FLOAT8_TENSOR(mm, activations)                                                             \
     "{'_type': 'Float8Tensor', '_data': {'block_size': $B, 'mm_config': " mm                       \
     ", 'act_quant_kwargs': " activations ", 'kernel_preference': " AUTO ", 'dtype': " BFLOAT16     \
@@ -35,8 +36,8 @@
     "}, '_tensor_data_names': ['zero_point', 'qdata', 'scale']}"
 #define INT8_ACTIVATIONS                                                                           \
     "{'_type': 'QuantizeTensorToInt8Kwargs', '_data': {'granularity': {'_type': 'PerRow', "        \
-    "'_data': {'dim': -1}}, 'mapping_type': " ENUM_TEXT(                                           \
-        "MappingType", "SYMMETRIC") ", 'reduce_range': false}}"
+    "'_data': {'dim': -1}}, 'mapping_type': " ENUM_TEXT("MappingType",                             \
+                                                        "SYMMETRIC") ", 'reduce_range': false}}"
 #define INT4_TENSOR(activations)                                                                   \
     "{'_type': 'Int4Tensor', '_data': {'activation_dtype': " DTYPE_TEXT(                           \
         activations) ", 'block_size': $B, 'shape': $S}, '_tensor_data_names': ['qdata', 'scale', " \
@@ -52,12 +53,13 @@
     "{'_type': 'MXTensor', '_data': {'elem_dtype': " DTYPE_TEXT(                                   \
         element) ", 'block_size': 32, 'orig_dtype': " BFLOAT16 ", 'kernel_preference': " AUTO      \
                  ", 'act_quant_kwargs': {'_type': 'QuantizeTensorToMXKwargs', '_data': "           \
-                 "{'elem_dtype': " DTYPE_TEXT(element) ", 'block_size': 32, 'scaling_mode': "      \
-                                                       "{'_type': 'ScaleCalculationMode', "        \
-                                                       "'_data': '$M'}, 'kernel_preference': " AUTO \
-                                                       ", 'is_swizzled_scales': true}}, "          \
-                                                       "'is_swizzled_scales': true}, "             \
-                                                       "'_tensor_data_names': ['qdata', 'scale']}"
+                 "{'elem_dtype': " DTYPE_TEXT(                                                     \
+                     element) ", 'block_size': 32, 'scaling_mode': "                               \
+                              "{'_type': 'ScaleCalculationMode', "                                 \
+                              "'_data': '$M'}, 'kernel_preference': " AUTO                         \
+                              ", 'is_swizzled_scales': true}}, "                                   \
+                              "'is_swizzled_scales': true}, "                                      \
+                              "'_tensor_data_names': ['qdata', 'scale']}"
 #define NVFP4_ACTIVATIONS(two_level)                                                               \
     "{'_type': 'QuantizeTensorToNVFP4Kwargs', '_data': {'block_size': 16, 'is_swizzled_scales': "  \
     "true, 'use_triton_kernel': false, 'use_dynamic_per_tensor_scale': " two_level "}}"
@@ -78,9 +80,10 @@
                          "], 'kernel_preference': " AUTO                                           \
                          ", 'mm_config': {'_type': 'Float8MMConfig', '_version': 1, '_data': "     \
                          "{'emulate': false, 'pad_inner_dim': false, 'use_fast_accum': " fast      \
-                         "}}, 'packing_format': " ENUM_TEXT("Float8PackingFormat", "PLAIN")        \
-                             ", 'set_inductor_config': true, 'weight_dtype': " DTYPE_TEXT(         \
-                                 "float8_e4m3fn") "}}"
+                         "}}, 'packing_format': " ENUM_TEXT(                                       \
+                             "Float8PackingFormat",                                                \
+                             "PLAIN") ", 'set_inductor_config': true, "                            \
+                                      "'weight_dtype': " DTYPE_TEXT("float8_e4m3fn") "}}"
 #define INT4_CONFIG(packing)                                                                       \
     "{'_type': 'Int4WeightOnlyConfig', '_version': 2, '_data': {'group_size': $G, "                \
     "'int4_choose_qparams_algorithm': " ENUM_TEXT(                                                 \
@@ -88,10 +91,11 @@
         "TINYGEMM") ", 'int4_packing_format': " packing                                            \
                     ", 'int4_tile_packed_ntile': 8, 'set_inductor_config': true}}"
 #define MX_CONFIG(element)                                                                         \
-    "{'_type': 'MXDynamicActivationMXWeightConfig', '_version': 1, '_data': {'activation_dtype': " \
-    DTYPE_TEXT(element) ", 'block_size': 32, 'kernel_preference': " AUTO                           \
-                        ", 'scaling_mode': {'_type': 'ScaleCalculationMode', '_data': '$M'}, "     \
-                        "'weight_dtype': " DTYPE_TEXT(element) "}}"
+    "{'_type': 'MXDynamicActivationMXWeightConfig', '_version': 1, '_data': "                      \
+    "{'activation_dtype': " DTYPE_TEXT(                                                            \
+        element) ", 'block_size': 32, 'kernel_preference': " AUTO                                  \
+                 ", 'scaling_mode': {'_type': 'ScaleCalculationMode', '_data': '$M'}, "            \
+                 "'weight_dtype': " DTYPE_TEXT(element) "}}"
 #define NVFP4_CONFIG(two_level)                                                                    \
     "{'_type': 'NVFP4DynamicActivationNVFP4WeightConfig', '_version': 1, '_data': {'step': null, " \
     "'use_dynamic_per_tensor_scale': " two_level ", 'use_triton_kernel': false}}"
@@ -121,8 +125,10 @@ static const TorchaoRow rows[] = {
      ", 'group_size': null, 'set_inductor_config': true}}"},
     {"int8_dynamic", INT8_TENSOR(INT8_ACTIVATIONS),
      "{'_type': 'Int8DynamicActivationInt8WeightConfig', '_version': 2, '_data': "
-     "{'act_mapping_type': " ENUM_TEXT("MappingType", "SYMMETRIC") ", 'granularity': " PER_ROW
-     ", 'reduce_range': false, 'set_inductor_config': true, 'weight_only_decode': false}}"},
+     "{'act_mapping_type': " ENUM_TEXT(
+         "MappingType", "SYMMETRIC") ", 'granularity': " PER_ROW
+                                     ", 'reduce_range': false, 'set_inductor_config': true, "
+                                     "'weight_only_decode': false}}"},
     {"int4_weight_only", INT4_TENSOR("bfloat16"),
      INT4_CONFIG(ENUM_TEXT("Int4PackingFormat", "PLAIN"))},
     {"int4_tile", TILE_TENSOR, INT4_CONFIG("'tile_packed_to_4d'")},
@@ -131,13 +137,24 @@ static const TorchaoRow rows[] = {
      "{'act_mapping_type': " ENUM_TEXT(
          "MappingType",
          "ASYMMETRIC") ", 'intx_choose_qparams_algorithm': " ENUM_TEXT("IntxChooseQParamsAlgorithm",
-                                                                       "AFFINE")
-     ", 'intx_packing_format': " ENUM_TEXT(
-         "IntxPackingFormat",
-         "UNPACKED_TO_INT8") ", 'weight_dtype': " DTYPE_TEXT("int4")
-     ", 'weight_granularity': {'_type': 'PerGroup', '_version': 1, '_data': {'group_size': $G}}, "
-     "'weight_mapping_type': " ENUM_TEXT("MappingType", "SYMMETRIC")
-     ", 'weight_scale_dtype': null}}"},
+                                                                       "AFFINE") ", "
+                                                                                 "'intx_packing_"
+                                                                                 "format':"
+                                                                                 " " ENUM_TEXT("Int"
+                                                                                               "xPa"
+                                                                                               "cki"
+                                                                                               "ngF"
+                                                                                               "orm"
+                                                                                               "at",
+                                                                                               "UNP"
+                                                                                               "ACK"
+                                                                                               "ED_"
+                                                                                               "TO_"
+                                                                                               "INT"
+                                                                                               "8") ", 'weight_dtype': " DTYPE_TEXT("int4") ", 'weight_granularity': {'_type': 'PerGroup', '_version': 1, '_data': {'group_size': $G}}, "
+                                                                                                                                            "'weight_mapping_type': " ENUM_TEXT(
+                                                                                                                                                "MappingType",
+                                                                                                                                                "SYMMETRIC") ", 'weight_scale_dtype': null}}"},
     {"mxfp8", MX_TENSOR("float8_e4m3fn"), MX_CONFIG("float8_e4m3fn")},
     {"mxfp4", MX_TENSOR("float4_e2m1fn_x2"), MX_CONFIG("float4_e2m1fn_x2")},
     {"nvfp4", NVFP4_TENSOR(NVFP4_ACTIVATIONS("true"), "'per_tensor_scale', "),
@@ -326,7 +343,8 @@ static bool same_granularity_type(const Json *kwargs, const QuantRule *rule)
 // What tells the recipes of a class apart, beside the block.
 static bool same_kind(const TorchaoTensor *tensor, const Recipe *recipe)
 {
-    const Json *attributes = tensor->attributes, *kwargs = json_find(attributes, "act_quant_kwargs");
+    const Json *attributes = tensor->attributes,
+               *kwargs = json_find(attributes, "act_quant_kwargs");
     const char *class_name = tensor->class_name;
     bool quantises = kwargs && !json_is_null(kwargs);
     bool wants = recipe->activations.method != QUANT_NONE;
@@ -407,8 +425,7 @@ static bool check_part(const TorchaoTensor *tensor, Stored *stored, StoredRole r
 static bool check_parts(const TorchaoTensor *tensor, Stored *stored, Error *error)
 {
     for (int role = 0; role < STORED_ROLES; role++)
-        if (stored->part[role].present &&
-            !check_part(tensor, stored, (StoredRole)role, error))
+        if (stored->part[role].present && !check_part(tensor, stored, (StoredRole)role, error))
             return false;
     return true;
 }

@@ -75,8 +75,8 @@ static bool read_end(Reader *reader)
         return BAD(reader, end, "the archive is split over several disks");
     bool wide = reader->count == 0xFFFF || reader->directory_bytes == 0xFFFFFFFF ||
                 reader->directory == 0xFFFFFFFF;
-    bool located = end >= LOCATOR_BYTES &&
-                   number(reader->image + end - LOCATOR_BYTES, 4) == locator_mark;
+    bool located =
+        end >= LOCATOR_BYTES && number(reader->image + end - LOCATOR_BYTES, 4) == locator_mark;
     if (wide || located) {
         if (!located)
             return BAD(reader, end, "no zip64 locator before the end record");

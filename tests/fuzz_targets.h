@@ -11,8 +11,8 @@
 
 static inline void fuzz_check(bool good, const Error *error)
 {
-    if (good == (error->exit_code == 0) && (good || (error->exit_code == EXIT_CODE_DATA &&
-                                                     error->what[0] && error->fix[0])))
+    if (good == (error->exit_code == 0) &&
+        (good || (error->exit_code == EXIT_CODE_DATA && error->what[0] && error->fix[0])))
         return;
     fprintf(stderr, "accepted %d, exit code %d: %s\n", good, error->exit_code, error->what);
     abort();
@@ -128,7 +128,11 @@ typedef struct FuzzTarget {
 } FuzzTarget;
 
 static const FuzzTarget fuzz_targets[] = {
-    {"safetensors", fuzz_safetensors}, {"zip", fuzz_zip},     {"pickle", fuzz_pickle},
-    {"index", fuzz_index},             {"rules", fuzz_rules}, {"checkpoint", fuzz_checkpoint},
+    {"safetensors", fuzz_safetensors},
+    {"zip", fuzz_zip},
+    {"pickle", fuzz_pickle},
+    {"index", fuzz_index},
+    {"rules", fuzz_rules},
+    {"checkpoint", fuzz_checkpoint},
     {"torch", fuzz_torch},
 };

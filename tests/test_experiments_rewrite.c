@@ -160,12 +160,15 @@ static void check_round_trip(const char *folder, const char *path, const Json *r
     bool fused = strcmp(json_text_of(json_find(row, "experts")), "fused") == 0;
     in_work("there", there);
     in_work("back", back);
-    RewriteRequest request = {.model = path, .out = there, .layout = via,
-                              .shard_bytes_max = 100000, .force = true};
+    RewriteRequest request = {
+        .model = path, .out = there, .layout = via, .shard_bytes_max = 100000, .force = true};
     make(folder, &request);
-    request = (RewriteRequest){.model = there, .out = back, .layout = layout_of(folder),
+    request = (RewriteRequest){.model = there,
+                               .out = back,
+                               .layout = layout_of(folder),
                                .experts = fused ? EXPERTS_FUSED : EXPERTS_SEPARATE,
-                               .shard_bytes_max = 5000000000, .force = true};
+                               .shard_bytes_max = 5000000000,
+                               .force = true};
     make(folder, &request);
     if (run->rank == 0)
         check_folder(folder, back, row);
@@ -176,7 +179,7 @@ static void check_round_trip(const char *folder, const char *path, const Json *r
 static bool has_twin(const char *folder)
 {
     static const char *const without[] = {"v4-int4_tile", "hf-int4_tile", "ct-MXFP4A16",
-                                          "ct-MXFP8A16", "ct-W8A16", "ct-W4A16_ASYM",
+                                          "ct-MXFP8A16",  "ct-W8A16",     "ct-W4A16_ASYM",
                                           "ct-NVFP4A16"};
     for (size_t i = 0; i < COUNT_OF(without); i++)
         if (strcmp(folder, without[i]) == 0)
@@ -205,9 +208,13 @@ static bool visit_folder(const char *folder, const Json *row, void *context)
     if (json_count(json_find(row, "match")) == 0)
         assert_true(name_rules_add(&rules, "_default", &recipe, EXIT_CODE_USAGE, &error));
     bool fused = strcmp(json_text_of(json_find(row, "experts")), "fused") == 0;
-    RewriteRequest request = {.model = source, .out = path, .layout = layout_of(folder),
+    RewriteRequest request = {.model = source,
+                              .out = path,
+                              .layout = layout_of(folder),
                               .experts = fused ? EXPERTS_FUSED : EXPERTS_SEPARATE,
-                              .rules = &rules, .shard_bytes_max = 5000000000, .force = true,
+                              .rules = &rules,
+                              .shard_bytes_max = 5000000000,
+                              .force = true,
                               .unit_bytes = run->ranks > 1 ? 4096 : 0};
     make(folder, &request);
     if (run->rank == 0) {
@@ -242,8 +249,12 @@ static void reads_torch_files(void **state)
         snprintf(source, sizeof(source), "%s/checkpoints/bin-%s", golden(), recipes[i]);
         snprintf(folder, sizeof(folder), "v4-%s", recipes[i]);
         in_work("made", path);
-        RewriteRequest request = {.model = source, .out = path, .layout = LAYOUT_TORCHAO,
-                                  .shard_bytes_max = 5000000000, .force = true, .hash = true};
+        RewriteRequest request = {.model = source,
+                                  .out = path,
+                                  .layout = LAYOUT_TORCHAO,
+                                  .shard_bytes_max = 5000000000,
+                                  .force = true,
+                                  .hash = true};
         make(folder, &request);
         if (run->rank == 0)
             check_folder(folder, path, json_find(expected, folder));

@@ -50,9 +50,9 @@ typedef struct RewriteTensor {
     int segments;
     RewriteSegment *segment; // their rows together are the tensor's
     bool lossless;
-    bool may_split;  // its codes may be measured and made in pieces
-    int rule;        // of the rules; -1 = none
-    int amax_group;  // tensors with the same one share a second scale; -1 = its own
+    bool may_split; // its codes may be measured and made in pieces
+    int rule;       // of the rules; -1 = none
+    int amax_group; // tensors with the same one share a second scale; -1 = its own
     char why[200];
     int shard;
     uint64_t place[STORED_ROLES]; // bytes of the file; plain: place[STORED_CODES]
@@ -104,11 +104,11 @@ void rewrite_release(Rewrite *rewrite);
 void rewrite_note(Rewrite *rewrite, const char *format, ...) PRINTF_LIKE(2, 3);
 
 // The steps of rewrite_plan.
-bool rewrite_choose(Rewrite *rewrite, Error *error);        // quantize: recipes by rules
-bool rewrite_choose_moves(Rewrite *rewrite, Error *error);  // convert
-bool rewrite_place(Rewrite *rewrite, Error *error);         // shards and headers
-bool rewrite_make_config(Rewrite *rewrite, Error *error);   // config.json
-bool rewrite_is_quantised(const RewriteTensor *tensor);     // its parts are a Stored
+bool rewrite_choose(Rewrite *rewrite, Error *error);       // quantize: recipes by rules
+bool rewrite_choose_moves(Rewrite *rewrite, Error *error); // convert
+bool rewrite_place(Rewrite *rewrite, Error *error);        // shards and headers
+bool rewrite_make_config(Rewrite *rewrite, Error *error);  // config.json
+bool rewrite_is_quantised(const RewriteTensor *tensor);    // its parts are a Stored
 // Local. Tensors that share a second scale: q, k, v of one attention and, with `mlp`, gate and up.
 void rewrite_group_amaxes(Rewrite *rewrite, bool mlp);
 

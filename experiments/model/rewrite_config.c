@@ -254,8 +254,8 @@ static bool means_the_same(const Rewrite *rewrite, int rule, Error *error)
         module_of(tensor, module, sizeof(module));
         if (!pattern_match(pattern, module, PATTERN_PREFIX, &matches, error))
             return false;
-        if (ours != matches || (ours && rewrite_is_quantised(tensor) ==
-                                            rewrite->request->rules->rule[rule].skip))
+        if (ours != matches ||
+            (ours && rewrite_is_quantised(tensor) == rewrite->request->rules->rule[rule].skip))
             return false;
     }
     return pattern != NULL;

@@ -214,8 +214,8 @@ static bool copy_file(const char *from, const char *to, Error *error)
     CHECK(buffer, EXIT_CODE_HARDWARE, "free host memory", "no host memory for a copy");
     bool good = file_writer_open(&writer, to, true, error);
     ssize_t count = 0;
-    while (good && ((count = read(descriptor, buffer, COPY_BYTES)) > 0 ||
-                    (count < 0 && errno == EINTR)))
+    while (good &&
+           ((count = read(descriptor, buffer, COPY_BYTES)) > 0 || (count < 0 && errno == EINTR)))
         good = count < 0 || file_writer_write(&writer, buffer, (uint64_t)count, error);
     if (good && count < 0) {
         good = error_set(error, EXIT_CODE_IO, "check the disk", "cannot read %.300s: %s", from,
@@ -293,7 +293,8 @@ static Json *rules_json(const Rewrite *rewrite)
         const NameRule *rule = &rules->rule[i];
         char recipe[RECIPE_NAME_BYTES];
         Json *row = json_object();
-        json_set(row, "pattern", json_text(rule->pattern ? pattern_text(rule->pattern) : "_default"));
+        json_set(row, "pattern",
+                 json_text(rule->pattern ? pattern_text(rule->pattern) : "_default"));
         if (!rule->skip)
             recipe_format(&rule->recipe, recipe, sizeof(recipe));
         json_set(row, "recipe", rule->skip ? json_null() : json_text(recipe));
@@ -348,8 +349,8 @@ static bool publish(const RewriteFolder *folder, bool force, Error *error)
     snprintf(parent, sizeof(parent), "%s", folder->path);
     bool exchanged = false, good = false;
     if (force && file_exists(folder->path))
-        good = exchanged = renameat2(AT_FDCWD, folder->staging, AT_FDCWD, folder->path,
-                                     RENAME_EXCHANGE) == 0;
+        good = exchanged =
+            renameat2(AT_FDCWD, folder->staging, AT_FDCWD, folder->path, RENAME_EXCHANGE) == 0;
     else
         good = renameat2(AT_FDCWD, folder->staging, AT_FDCWD, folder->path, RENAME_NOREPLACE) == 0;
     if (!good && (errno == EINVAL || errno == ENOSYS) && !file_exists(folder->path))

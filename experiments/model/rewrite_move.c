@@ -21,8 +21,8 @@ static bool family_of(const char *parameter, bool mlp, char text[FAMILY_BYTES])
         const char *tail, *family;
         bool mlp;
     } rows[] = {
-        {"q_proj.weight", "qkv", false},  {"k_proj.weight", "qkv", false},
-        {"v_proj.weight", "qkv", false},  {"gate_proj.weight", "gate_up", true},
+        {"q_proj.weight", "qkv", false},     {"k_proj.weight", "qkv", false},
+        {"v_proj.weight", "qkv", false},     {"gate_proj.weight", "gate_up", true},
         {"up_proj.weight", "gate_up", true},
     };
     size_t length = strlen(parameter);
@@ -170,8 +170,8 @@ static const char *why_not_move(const RewriteTensor *tensor)
     for (int i = 0; i < tensor->segments; i++) {
         const Stored *source = source_of(tensor, i);
         const QuantRule *from = &source->q.rule;
-        bool tiled = source->q.code_layout == CODES_TILED ||
-                     tensor->stored.q.code_layout == CODES_TILED;
+        bool tiled =
+            source->q.code_layout == CODES_TILED || tensor->stored.q.code_layout == CODES_TILED;
         if (!same_family(from, to) || from->code != to->code ||
             from->block_columns != to->block_columns ||
             (from->block_rows != to->block_rows && from->block_rows != 0))
@@ -201,8 +201,8 @@ static bool reproduces(float g)
 static DType scale_dtype_for(const RewriteTensor *tensor, const Recipe *recipe, Layout layout)
 {
     DType wide = DTYPES;
-    bool free_dtype = recipe->weights.method == QUANT_SYMMETRIC ||
-                      recipe->weights.method == QUANT_ZERO_POINT_CT;
+    bool free_dtype =
+        recipe->weights.method == QUANT_SYMMETRIC || recipe->weights.method == QUANT_ZERO_POINT_CT;
     if (!free_dtype || layout == LAYOUT_DEEPSEEK)
         return wide;
     bool usual_is_bf16 = layout == LAYOUT_COMPRESSED || recipe->weights.scale_dtype == DTYPE_BF16;
@@ -217,9 +217,8 @@ static bool has_one_level(const Checkpoint *source)
 {
     for (int64_t i = 0; i < source->count; i++) {
         const StoredPart *part = &source->weights[i].stored.part[STORED_TENSOR_SCALE];
-        int64_t count = source->weights[i].quantised && part->present
-                            ? tensor_elements(&part->tensor)
-                            : 0;
+        int64_t count =
+            source->weights[i].quantised && part->present ? tensor_elements(&part->tensor) : 0;
         for (int64_t k = 0; k < count; k++)
             if (bits_at(&part->tensor, k) != 0x3F800000u)
                 return false;
@@ -390,9 +389,10 @@ static void check_families(Rewrite *rewrite)
                  tensor->stored.recipe.name);
     }
     if (differing > 0 && !rewrite->request->share_scales)
-        rewrite_note(rewrite, "%d weights have another second scale than those they are run "
-                              "together with, such as %.100s: vLLM takes one for all; "
-                              "--share_scales makes them again with one",
+        rewrite_note(rewrite,
+                     "%d weights have another second scale than those they are run "
+                     "together with, such as %.100s: vLLM takes one for all; "
+                     "--share_scales makes them again with one",
                      differing, example);
     free(shared);
 }

@@ -326,8 +326,9 @@ bool rewrite_choose(Rewrite *rewrite, Error *error)
         if (!choose_one(rewrite, &rewrite->tensor[i], error))
             return false;
     if (rewrite->left > 0)
-        rewrite_note(rewrite, "%d tensors that a rule names have shapes that its recipe does not "
-                              "take; they stay as they are (--dry_run says which)",
+        rewrite_note(rewrite,
+                     "%d tensors that a rule names have shapes that its recipe does not "
+                     "take; they stay as they are (--dry_run says which)",
                      rewrite->left);
     bool source_is_wide = false;
     for (int64_t i = 0; i < rewrite->source.count; i++) {

@@ -167,8 +167,7 @@ static bool do_quantised(Job *job, const Unit *unit)
 static bool do_plain(Job *job, const Unit *unit)
 {
     const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
-    uint64_t row_bytes =
-        dtype_bytes(tensor->tensor.dtype, (uint64_t)rewrite_columns(tensor));
+    uint64_t row_bytes = dtype_bytes(tensor->tensor.dtype, (uint64_t)rewrite_columns(tensor));
     uint64_t place = tensor->place[STORED_CODES] + (uint64_t)unit->first * row_bytes;
     if (dtype_row(tensor->tensor.dtype)->bits < 8)
         return write_at(job, tensor->segment[0].weight->tensor.data, tensor_bytes(&tensor->tensor),
@@ -207,8 +206,10 @@ static bool open_shard(Job *job, const RewriteShard *shard, bool create)
 {
     char path[CHECKPOINT_PATH_BYTES + 256];
     snprintf(path, sizeof(path), "%s/%s.tmp", job->folder.staging, shard->name);
-    job->descriptor = open(path, create ? O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW
-                                        : O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0666);
+    job->descriptor = open(path,
+                           create ? O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW
+                                  : O_RDWR | O_CLOEXEC | O_NOFOLLOW,
+                           0666);
     if (job->descriptor < 0)
         return error_set(&job->error, EXIT_CODE_CANT_CREATE,
                          "choose a folder that you may write and that has room",
@@ -272,9 +273,9 @@ static void do_shard(Job *job, const RewriteShard *shard)
                                next->rows);
         }
         do_unit(job, &job->unit[i]);
-        progress_update(&job->progress,
-                        (int64_t)((job->total + (job->read - before) * (uint64_t)job->run->ranks) >>
-                                  20));
+        progress_update(
+            &job->progress,
+            (int64_t)((job->total + (job->read - before) * (uint64_t)job->run->ranks) >> 20));
     }
     if (job->error.exit_code == 0 && fdatasync(job->descriptor) != 0)
         write_failed(job, errno);

@@ -30,19 +30,19 @@ static bool divide(Rewrite *rewrite, Error *error)
     uint64_t filled = 0;
     for (int i = 0; i < rewrite->count; i++) {
         uint64_t bytes = data_bytes(&rewrite->tensor[i]);
-        bool full = rewrite->shards > 0 && filled > 0 &&
-                    filled + bytes > rewrite->request->shard_bytes_max;
+        bool full =
+            rewrite->shards > 0 && filled > 0 && filled + bytes > rewrite->request->shard_bytes_max;
         if (rewrite->shards == 0 || full) {
-            rewrite->shard = realloc(rewrite->shard,
-                                     (size_t)(rewrite->shards + 1) * sizeof(*rewrite->shard));
+            rewrite->shard =
+                realloc(rewrite->shard, (size_t)(rewrite->shards + 1) * sizeof(*rewrite->shard));
             CHECK(rewrite->shard, EXIT_CODE_HARDWARE, "free host memory",
                   "no host memory for a plan");
             rewrite->shard[rewrite->shards++] = (RewriteShard){.first = i};
             filled = 0;
         }
         if (rewrite->shards > SHARDS_MAX)
-            return error_set(error, EXIT_CODE_USAGE, "raise --max_shard",
-                             "more than %d files", SHARDS_MAX);
+            return error_set(error, EXIT_CODE_USAGE, "raise --max_shard", "more than %d files",
+                             SHARDS_MAX);
         filled += bytes;
         rewrite->tensor[i].shard = rewrite->shards - 1;
         rewrite->shard[rewrite->shards - 1].count++;
@@ -218,7 +218,8 @@ static void make_index(Rewrite *rewrite, Json *map)
     for (int i = 0; i < rewrite->count; i++)
         total += data_bytes(&rewrite->tensor[i]);
     Json *metadata = json_set(json_object(), "total_size", json_integer((int64_t)total));
-    Json *index = json_set(json_set(json_object(), "metadata", metadata), "weight_map", sorted(map));
+    Json *index =
+        json_set(json_set(json_object(), "metadata", metadata), "weight_map", sorted(map));
     rewrite->index = json_print(index, true);
     json_destroy(index);
 }

@@ -13,9 +13,9 @@ bool rewrite_read_size(const char *text, uint64_t *bytes, Error *error)
     static const struct {
         const char *unit;
         double factor;
-    } units[] = {{"", 1},       {"B", 1},         {"KB", 1e3},      {"MB", 1e6},
-                 {"GB", 1e9},   {"TB", 1e12},     {"KiB", 1024.0},  {"MiB", 1048576.0},
-                 {"GiB", 1073741824.0}};
+    } units[] = {{"", 1},         {"B", 1},           {"KB", 1e3},
+                 {"MB", 1e6},     {"GB", 1e9},        {"TB", 1e12},
+                 {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
     char *end;
     double number = strtod(text, &end);
     for (size_t i = 0; end != text && number > 0 && i < COUNT_OF(units); i++)
@@ -30,8 +30,10 @@ bool rewrite_read_size(const char *text, uint64_t *bytes, Error *error)
 static const char *action_name(const RewriteTensor *tensor)
 {
     static const char *const names[] = {
-        [REWRITE_COPY] = "copied",        [REWRITE_ROUND] = "rounded",
-        [REWRITE_DEQUANTISE] = "dequantised", [REWRITE_QUANTISE] = "quantised",
+        [REWRITE_COPY] = "copied",
+        [REWRITE_ROUND] = "rounded",
+        [REWRITE_DEQUANTISE] = "dequantised",
+        [REWRITE_QUANTISE] = "quantised",
         [REWRITE_MOVE] = "moved",
     };
     return names[tensor->action];
@@ -68,8 +70,8 @@ static Json *tensor_json(const RewriteTensor *tensor)
     char shape[96];
     json_set(row, "action", json_text(action_name(tensor)));
     json_set(row, "shape", json_text(tensor_describe(&tensor->tensor, shape, sizeof(shape))));
-    json_set(row, "recipe", rewrite_is_quantised(tensor) ? json_text(tensor->stored.recipe.name)
-                                                         : json_null());
+    json_set(row, "recipe",
+             rewrite_is_quantised(tensor) ? json_text(tensor->stored.recipe.name) : json_null());
     json_set(row, "why", json_text(tensor->why));
     json_set(row, "lossless", json_boolean(tensor->lossless));
     return json_set(row, "bytes", json_integer((int64_t)bytes_of(tensor)));
@@ -168,7 +170,8 @@ static bool visit_scale(const char *key, const Json *value, void *context)
     double scale = json_real_of(value);
     if (!(scale > 0) || !(scale < 3e38))
         return error_set(scales->error, EXIT_CODE_DATA, "write {\"module\": 123.5}",
-                         "%.200s: the scale of \"%.100s\" is no positive number", scales->path, key);
+                         "%.200s: the scale of \"%.100s\" is no positive number", scales->path,
+                         key);
     snprintf(name, sizeof(name), "%.4000s.weight", key);
     for (int i = 0; i < scales->rewrite->count; i++) {
         RewriteTensor *tensor = &scales->rewrite->tensor[i];
@@ -190,8 +193,9 @@ static bool read_input_scales(Rewrite *rewrite, Error *error)
                    rewrite->tensor[i].stored.part[STORED_INPUT_SCALE].present &&
                    rewrite->tensor[i].stored.input_scale == 1.0f;
     if (!path && wanting > 0)
-        rewrite_note(rewrite, "input_global_scale is 1 for %d modules: --input_scales FILE gives "
-                              "the calibrated ones",
+        rewrite_note(rewrite,
+                     "input_global_scale is 1 for %d modules: --input_scales FILE gives "
+                     "the calibrated ones",
                      wanting);
     if (!path)
         return true;
@@ -216,8 +220,7 @@ int rewrite_command(const Run *run, const RewriteRequest *request, bool dry_run,
 {
     Error error = {0};
     Rewrite rewrite = {0};
-    bool good =
-        rewrite_plan(request, &rewrite, &error) && read_input_scales(&rewrite, &error);
+    bool good = rewrite_plan(request, &rewrite, &error) && read_input_scales(&rewrite, &error);
     CHECK_RULE(good == (error.exit_code == 0));
     run_agree(run, &error);
     if (run->rank == 0)

@@ -55,8 +55,7 @@ static void end_piece(Archive *archive)
 {
     RewriteShard *shard = archive->shard;
     uint64_t bytes = archive->place - archive->piece;
-    shard->piece =
-        realloc(shard->piece, (size_t)(shard->pieces + 1) * sizeof(*shard->piece));
+    shard->piece = realloc(shard->piece, (size_t)(shard->pieces + 1) * sizeof(*shard->piece));
     CHECK(shard->piece, EXIT_CODE_HARDWARE, "free host memory", "no host memory for a plan");
     shard->piece[shard->pieces++] = (RewritePiece){archive->piece, archive->before, bytes};
     archive->before += bytes;
@@ -201,8 +200,7 @@ static void put_storages(Archive *archive, Rewrite *rewrite, const char *stem, J
         bool quantised = rewrite_is_quantised(tensor);
         json_set(map, tensor->name, json_text(shard->name));
         for (int role = 0; role < (quantised ? STORED_ROLES : 1); role++) {
-            const Tensor *part =
-                quantised ? &tensor->stored.part[role].tensor : &tensor->tensor;
+            const Tensor *part = quantised ? &tensor->stored.part[role].tensor : &tensor->tensor;
             char name[32];
             if (quantised && !tensor->stored.part[role].present)
                 continue;
@@ -265,6 +263,6 @@ bool rewrite_torch_finish(const RewriteShard *shard, const char *path, Error *er
     }
     file_unmap(&map);
     close(descriptor);
-    return good || error_set(error, EXIT_CODE_IO, "check the disk", "cannot write %.300s: %s",
-                             path, strerror(errno));
+    return good || error_set(error, EXIT_CODE_IO, "check the disk", "cannot write %.300s: %s", path,
+                             strerror(errno));
 }

@@ -71,9 +71,9 @@ static void visit_rows(const RewriteValues *values, const RewriteTensor *tensor,
         const Weight *weight = segment->weight;
         const Tensor *source =
             weight->quantised ? &weight->stored.part[STORED_CODES].tensor : &weight->tensor;
-        uint64_t total_rows = (uint64_t)(weight->quantised
-                                             ? weight->stored.q.matrices * weight->stored.q.rows
-                                             : rewrite_rows(tensor));
+        uint64_t total_rows =
+            (uint64_t)(weight->quantised ? weight->stored.q.matrices * weight->stored.q.rows
+                                         : rewrite_rows(tensor));
         if (!weight->quantised)
             total_rows = (uint64_t)tensor_elements(source) / (uint64_t)rewrite_columns(tensor);
         uint64_t row_bytes = tensor_bytes(source) / (total_rows > 0 ? total_rows : 1);
@@ -177,8 +177,8 @@ static float amax_of_rows(const uint16_t *data, int64_t count)
     const CastLoops *loops = cast_loops_best();
 #pragma omp parallel for schedule(static) reduction(max : amax) reduction(|| : has_nan)
     for (int64_t first = 0; first < count; first += PIECE) {
-        float piece = loops->amax(DTYPE_BF16, data + first,
-                                  first + PIECE < count ? PIECE : count - first);
+        float piece =
+            loops->amax(DTYPE_BF16, data + first, first + PIECE < count ? PIECE : count - first);
         has_nan = has_nan || isnan(piece);
         amax = isnan(piece) || piece < amax ? amax : piece;
     }
@@ -236,8 +236,7 @@ static void cast_on_device(RewriteValues *values, const void *data, uint64_t byt
     if (slice->zeros)
         device_copy(slice->zeros, there.zeros, parts.zeros, values->stream);
     if (slice->tensor_scales)
-        device_copy(slice->tensor_scales, there.tensor_scales, parts.tensor_scales,
-                    values->stream);
+        device_copy(slice->tensor_scales, there.tensor_scales, parts.tensor_scales, values->stream);
     stream_wait(values->stream);
     arena_release(values->arena, mark);
 }
@@ -248,8 +247,8 @@ void rewrite_quantise_rows(RewriteValues *values, int index, int64_t matrix, int
     const RewriteTensor *tensor = &values->rewrite->tensor[index];
     float amax = needs_amax(&tensor->stored) ? amax_of(values, index, matrix) : 0;
     const float *given = needs_amax(&tensor->stored) ? &amax : NULL;
-    const void *data = rewrite_read_rows(
-        values, tensor, matrix * tensor->stored.q.rows + first, slice->rows);
+    const void *data =
+        rewrite_read_rows(values, tensor, matrix * tensor->stored.q.rows + first, slice->rows);
     uint64_t bytes = (uint64_t)(slice->rows * slice->columns) * 2;
     if (values->device != DEVICE_CPU)
         cast_on_device(values, data, bytes, given, slice);

@@ -10,10 +10,10 @@ typedef struct RewriteValues {
     const Rewrite *rewrite;
     DeviceKind device;
     Stream stream;
-    Arena *arena;    // of the device
-    void *buffer;    // host, as large as the largest rows so far
+    Arena *arena; // of the device
+    void *buffer; // host, as large as the largest rows so far
     uint64_t capacity;
-    int measured;    // the tensor, or group, whose amax is known; -1 = none
+    int measured; // the tensor, or group, whose amax is known; -1 = none
     int64_t matrix;
     float amax;
 } RewriteValues;

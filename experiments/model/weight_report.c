@@ -10,9 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *const weight_verdict_names[] = {
-    [WEIGHT_SAME] = "same", [WEIGHT_AS_GOOD] = "as good", [WEIGHT_WRONG] = "WRONG",
-    [WEIGHT_ELSEWHERE] = "NOT THERE"};
+const char *const weight_verdict_names[] = {[WEIGHT_SAME] = "same",
+                                            [WEIGHT_AS_GOOD] = "as good",
+                                            [WEIGHT_WRONG] = "WRONG",
+                                            [WEIGHT_ELSEWHERE] = "NOT THERE"};
 
 // What another rounding of the scale may do to a value: half a unit of bf16's last place, and a
 // little. Values below `nothing` are lost by some libraries' kernels.
@@ -80,10 +81,10 @@ static WeightReport report_quantised(const Checkpoint *checkpoint, const Weight 
             if (rows.tensor_scales && row == 0) {
                 float second = rows.tensor_scales[0];
                 bool first = matrix == 0;
-                report.second_min = first || second < report.second_min ? second
-                                                                        : report.second_min;
-                report.second_max = first || second > report.second_max ? second
-                                                                        : report.second_max;
+                report.second_min =
+                    first || second < report.second_min ? second : report.second_min;
+                report.second_max =
+                    first || second > report.second_max ? second : report.second_max;
             }
             qtensor_free(&rows);
         }
@@ -179,8 +180,7 @@ static bool compare_slice(const Weight *weight, RewriteValues *values, int tenso
     uint16_t *made = malloc((size_t)(rows * q->columns) * sizeof(*made) + 1);
     CHECK(made, EXIT_CODE_HARDWARE, "free host memory", "no host memory for values");
     dequantise(&slice.q, DTYPE_BF16, made);
-    const uint16_t *source =
-        rewrite_read_rows(values, again, matrix * q->rows + first, rows);
+    const uint16_t *source = rewrite_read_rows(values, again, matrix * q->rows + first, rows);
     add_errors(promised, made, source, rows * q->columns);
     uint16_t *mine = malloc((size_t)(rows * q->columns) * sizeof(*mine) + 1);
     CHECK(mine, EXIT_CODE_HARDWARE, "free host memory", "no host memory for values");
@@ -289,8 +289,8 @@ static void compare_quantised(const Weight *weight, RewriteValues *values, Rewri
     result->verdict = same ? WEIGHT_SAME : as_good ? WEIGHT_AS_GOOD : WEIGHT_WRONG;
 }
 
-static void compare_plain(const Weight *weight, RewriteValues *values,
-                          const RewriteTensor *tensor, WeightComparison *result)
+static void compare_plain(const Weight *weight, RewriteValues *values, const RewriteTensor *tensor,
+                          WeightComparison *result)
 {
     DType dtype = weight->tensor.dtype, theirs = tensor->tensor.dtype;
     int64_t rows = rewrite_rows(tensor), columns = rewrite_columns(tensor);

@@ -24,7 +24,7 @@ extern const char *const weight_verdict_names[];
 
 typedef struct WeightComparison {
     WeightVerdict verdict;
-    const char *recipe;      // whose bytes they are
+    const char *recipe;                     // whose bytes they are
     double max_error, sqnr_db, promised_db; // of finite values
     int64_t nans, promised_nans;
     char changed[96]; // type or shape, where others than the source's
