@@ -140,21 +140,27 @@ static const TorchaoRow rows[] = {
                                                                        "AFFINE") ", "
                                                                                  "'intx_packing_"
                                                                                  "format':"
-                                                                                 " " ENUM_TEXT("Int"
-                                                                                               "xPa"
-                                                                                               "cki"
-                                                                                               "ngF"
-                                                                                               "orm"
-                                                                                               "at",
-                                                                                               "UNP"
-                                                                                               "ACK"
-                                                                                               "ED_"
-                                                                                               "TO_"
-                                                                                               "INT"
-                                                                                               "8") ", 'weight_dtype': " DTYPE_TEXT("int4") ", 'weight_granularity': {'_type': 'PerGroup', '_version': 1, '_data': {'group_size': $G}}, "
-                                                                                                                                            "'weight_mapping_type': " ENUM_TEXT(
-                                                                                                                                                "MappingType",
-                                                                                                                                                "SYMMETRIC") ", 'weight_scale_dtype': null}}"},
+                                                                                 " " ENUM_TEXT(
+                                                                                     "Int"
+                                                                                     "xPa"
+                                                                                     "cki"
+                                                                                     "ngF"
+                                                                                     "orm"
+                                                                                     "at",
+                                                                                     "UNP"
+                                                                                     "ACK"
+                                                                                     "ED_"
+                                                                                     "TO_"
+                                                                                     "INT"
+                                                                                     "8") ", "
+                                                                                          "'weight_"
+                                                                                          "dtype':"
+                                                                                          " " DTYPE_TEXT(
+                                                                                              "int"
+                                                                                              "4") ", 'weight_granularity': {'_type': 'PerGroup', '_version': 1, '_data': {'group_size': $G}}, "
+                                                                                                   "'weight_mapping_type': " ENUM_TEXT(
+                                                                                                       "MappingType",
+                                                                                                       "SYMMETRIC") ", 'weight_scale_dtype': null}}"},
     {"mxfp8", MX_TENSOR("float8_e4m3fn"), MX_CONFIG("float8_e4m3fn")},
     {"mxfp4", MX_TENSOR("float4_e2m1fn_x2"), MX_CONFIG("float4_e2m1fn_x2")},
     {"nvfp4", NVFP4_TENSOR(NVFP4_ACTIVATIONS("true"), "'per_tensor_scale', "),
