@@ -2,7 +2,7 @@
 # quantize, convert and inspect as users call them: what they print, exit codes, folders that appear complete or not at all,
 # kill -9 at random moments with --resume, a full disk, hostile folders.
 # timeout: 600
-# $1: the build folder. MOMENTS (environment): how often to kill, 6 unless told.
+# $1: the build folder. MOMENTS (environment): how often to kill, 3 unless told; program_checkpoint_slow.sh asks for more.
 # In memory where there is room: hundreds of files are synced here, and disks are not what is tested.
 if [ -w /dev/shm ]; then export TMPDIR=/dev/shm; fi
 # shellcheck source=tests/program_lib.sh
@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
 
 model=$golden/checkpoints/source
 experts='re:.*experts\.[0-9]+\.(gate|up|down)_proj'
-moments=${MOMENTS:-6}
+moments=${MOMENTS:-3}
 
 # same_folder A B: the same files with the same bytes.
 same_folder() {
