@@ -149,6 +149,12 @@ static bool set_value(const Option *option, const char *text, bool ranged, void 
     bool good = true;
     if (option->kind == OPTION_TEXT) {
         *(const char **)field = text;
+    } else if (option->kind == OPTION_TEXTS) {
+        OptionTexts *texts = field;
+        if (texts->count == OPTION_TEXTS_MAX)
+            return error_set(error, EXIT_CODE_USAGE, "give fewer, or put them into one",
+                             "--%s is given more than %d times", option->name, OPTION_TEXTS_MAX);
+        texts->value[texts->count++] = text;
     } else if (option->kind == OPTION_SWITCH) {
         *(bool *)field = strcmp(text, "yes") == 0;
         good = *(bool *)field || strcmp(text, "no") == 0;
@@ -177,6 +183,10 @@ static void set_fallbacks(const Option *table, void *params)
     for (const Option *option = table; option->name; option++) {
         Error error = {0};
         const char *text = option->fallback;
+        if (option->kind == OPTION_TEXTS) {
+            ((OptionTexts *)(void *)((char *)params + option->offset))->count = 0;
+            continue;
+        }
         if (!text && option->kind != OPTION_TEXT)
             text = option->kind == OPTION_SWITCH ? "no" : "0";
         bool good = text || option->kind == OPTION_TEXT;
@@ -239,7 +249,7 @@ static bool mark_given(Parser *parser, const Option *option)
 {
     size_t index = (size_t)(option - parser->table);
     CHECK_RULE(index < OPTIONS_MAX);
-    if (parser->given[index])
+    if (parser->given[index] && option->kind != OPTION_TEXTS)
         return error_set(parser->error, EXIT_CODE_USAGE, "give it once", "--%s is given twice",
                          option->name);
     parser->given[index] = true;
@@ -381,6 +391,13 @@ void option_format(const Option *option, const void *params, char *text, size_t 
     } else if (option->kind == OPTION_TEXT) {
         const char *value = *(const char *const *)field;
         snprintf(text, bytes, "%s", value ? value : "");
+    } else if (option->kind == OPTION_TEXTS) {
+        const OptionTexts *texts = field;
+        size_t length = 0;
+        *text = '\0';
+        for (int i = 0; i < texts->count && length < bytes; i++)
+            length += (size_t)snprintf(text + length, bytes - length, "%s%s", i ? " " : "",
+                                       texts->value[i]);
     } else if (option->kind == OPTION_SWITCH) {
         snprintf(text, bytes, "%s", *(const bool *)field ? "yes" : "no");
     } else {
@@ -417,10 +434,10 @@ static void spell(const Option *option, char *text, size_t bytes)
         snprintf(letter, sizeof(letter), "-%c, ", option->letter);
     const char *value = option->value;
     if (!value)
-        value = option->kind == OPTION_CHOICE ? option->choices
-                : option->kind == OPTION_TEXT ? "TEXT"
-                : option->kind == OPTION_INT  ? "N"
-                                              : "X";
+        value = option->kind == OPTION_CHOICE                                 ? option->choices
+                : option->kind == OPTION_TEXT || option->kind == OPTION_TEXTS ? "TEXT"
+                : option->kind == OPTION_INT                                  ? "N"
+                                                                              : "X";
     if (option->kind == OPTION_SWITCH)
         snprintf(text, bytes, "%s--[no-]%s", letter, option->name);
     else

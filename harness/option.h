@@ -16,9 +16,16 @@ typedef enum OptionKind {
     OPTION_REAL,   // double field, range [min, max]
     OPTION_TEXT,   // const char * field (points into argv or at the fallback; NULL fallback = not
                    // given)
+    OPTION_TEXTS,  // OptionTexts field: may be given several times; no fallback
     OPTION_SWITCH, // bool field
     OPTION_CHOICE, // int field: index into choices, "cpu|cuda|auto"
 } OptionKind;
+
+enum { OPTION_TEXTS_MAX = 64 };
+typedef struct OptionTexts {
+    int count;
+    const char *value[OPTION_TEXTS_MAX]; // point into argv, in the order given
+} OptionTexts;
 
 typedef struct Option {
     const char *name; // without dashes; NULL ends a table

@@ -41,3 +41,8 @@ typedef struct SafetensorsOutput {
 // that are not UTF-8 and parts of bytes.
 bool safetensors_write(const char *path, const SafetensorsOutput *tensors, int64_t count,
                        const char *const *metadata, bool force, Error *error);
+// Local. The beginning of such a file: everything before the first tensor's bytes; the caller frees
+// it. place[i]: the byte of the file where tensor i is to stand. NULL and an error as above.
+char *safetensors_header(const SafetensorsOutput *tensors, int64_t count,
+                         const char *const *metadata, uint64_t *bytes, uint64_t *place,
+                         Error *error);

@@ -158,8 +158,9 @@ static bool write_file(const char *path, const char *header, size_t header_bytes
     return false;
 }
 
-bool safetensors_write(const char *path, const SafetensorsOutput *tensors, int64_t count,
-                       const char *const *metadata, bool force, Error *error)
+// Pointers to the outputs in the order of the file. NULL and an error if two have one name.
+static const SafetensorsOutput **sort_outputs(const SafetensorsOutput *tensors, int64_t count,
+                                              Error *error)
 {
     const SafetensorsOutput **sorted = malloc((size_t)(count > 0 ? count : 1) * sizeof(*sorted));
     CHECK(sorted, EXIT_CODE_HARDWARE, "free host memory", "no host memory for %lld tensors",
@@ -174,11 +175,37 @@ bool safetensors_write(const char *path, const SafetensorsOutput *tensors, int64
                 error_set(error, EXIT_CODE_INTERNAL, "this is a bug of meshwork: please report it",
                           "two tensors are called \"%.80s\"", sorted[i]->name);
     qsort(sorted, (size_t)count, sizeof(*sorted), compare_outputs);
+    if (good)
+        return sorted;
+    free(sorted);
+    return NULL;
+}
+
+bool safetensors_write(const char *path, const SafetensorsOutput *tensors, int64_t count,
+                       const char *const *metadata, bool force, Error *error)
+{
+    const SafetensorsOutput **sorted = sort_outputs(tensors, count, error);
     size_t header_bytes = 0;
-    char *header = good ? make_header(sorted, count, metadata, &header_bytes, error) : NULL;
-    if (header)
-        good = write_file(path, header, header_bytes, sorted, count, force, error);
+    char *header = sorted ? make_header(sorted, count, metadata, &header_bytes, error) : NULL;
+    bool good = header && write_file(path, header, header_bytes, sorted, count, force, error);
     free(header);
     free(sorted);
-    return header && good;
+    return good;
+}
+
+char *safetensors_header(const SafetensorsOutput *tensors, int64_t count,
+                         const char *const *metadata, uint64_t *bytes, uint64_t *place,
+                         Error *error)
+{
+    const SafetensorsOutput **sorted = sort_outputs(tensors, count, error);
+    size_t header_bytes = 0;
+    char *header = sorted ? make_header(sorted, count, metadata, &header_bytes, error) : NULL;
+    uint64_t at = header_bytes;
+    for (int64_t i = 0; header && i < count; i++) {
+        place[sorted[i] - tensors] = at;
+        at += tensor_bytes(&sorted[i]->tensor);
+    }
+    *bytes = header_bytes;
+    free(sorted);
+    return header;
 }

@@ -12,6 +12,7 @@ order=(harness results quant kernels parallel experiments)
 walls=(
     "jansson\.h      ^harness/json[a-z_]*\.c$"
     "pcre2\.h        ^quant/pattern\.c$"
+    "openssl/.*      ^quant/digest\.c$"
     "hdf5(_hl)?\.h   ^results/store[a-z_]*\.(c|h)$|^tests/"
     "nccl[a-z_]*\.h  ^parallel/|^tests/"
     "mpi\.h          ^harness/(run|check|doctor)[a-z_]*\.(c|h)$|^parallel/|^experiments/doctor\.c$|^tests/"

@@ -12,6 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(
     libjansson4 libjansson-dev
+    libssl3 libssl-dev
     libpcre2-8-0 libpcre2-16-0 libpcre2-32-0 libpcre2-posix3 libpcre2-dev
     libcmocka0 libcmocka-dev
     libpapi7.0 libpapi-dev libpfm4

@@ -1,0 +1,305 @@
+// rewrite_values.c -- rows of values between a source and a slice.
+#include "experiments/model/rewrite_values.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const int64_t measured_values = 8 << 20; // at a time
+
+void rewrite_values_create(const Run *run, const Rewrite *rewrite, RewriteValues *values)
+{
+    int index = 0;
+    *values = (RewriteValues){.run = run, .rewrite = rewrite, .measured = -1};
+    values->device = run_choose_device(run, rewrite->request->device, &index);
+    values->stream = stream_create(values->device);
+    values->arena = arena_create(MEMORY_DEVICE, values->device);
+}
+
+void rewrite_values_destroy(RewriteValues *values)
+{
+    arena_destroy(values->arena);
+    stream_destroy(values->stream);
+    free(values->buffer);
+}
+
+static void *buffer_of(RewriteValues *values, uint64_t bytes)
+{
+    if (bytes > values->capacity) {
+        free(values->buffer);
+        values->buffer = aligned_alloc(256, (bytes + 255) / 256 * 256);
+        CHECK(values->buffer, EXIT_CODE_HARDWARE, "free host memory, or run on more ranks",
+              "no host memory for %llu bytes of values", (unsigned long long)bytes);
+        values->capacity = bytes;
+    }
+    return values->buffer;
+}
+
+// ---- where rows come from ----
+
+static const RewriteSegment *segment_of(const RewriteTensor *tensor, int64_t row, int64_t *within)
+{
+    const RewriteSegment *segment = tensor->segment;
+    while (row >= segment->rows) {
+        row -= segment->rows;
+        segment++;
+    }
+    *within = row;
+    return segment;
+}
+
+const void *rewrite_source_rows(const RewriteTensor *tensor, int64_t first, int64_t *rows)
+{
+    int64_t within;
+    const RewriteSegment *segment = segment_of(tensor, first, &within);
+    const Tensor *source = &segment->weight->tensor;
+    uint64_t row_bytes = dtype_bytes(source->dtype, (uint64_t)rewrite_columns(tensor));
+    if (*rows > segment->rows - within)
+        *rows = segment->rows - within;
+    return (const char *)source->data + (uint64_t)(segment->first + within) * row_bytes;
+}
+
+typedef void RowsVisit(const Checkpoint *source, const void *data, uint64_t bytes);
+
+// The bytes behind rows: values, or codes.
+static void visit_rows(const RewriteValues *values, const RewriteTensor *tensor, int64_t first,
+                       int64_t rows, RowsVisit *visit)
+{
+    for (int64_t end = first + rows; first < end;) {
+        int64_t within, count = end - first;
+        const RewriteSegment *segment = segment_of(tensor, first, &within);
+        const Weight *weight = segment->weight;
+        const Tensor *source =
+            weight->quantised ? &weight->stored.part[STORED_CODES].tensor : &weight->tensor;
+        uint64_t total_rows =
+            (uint64_t)(weight->quantised ? weight->stored.q.matrices * weight->stored.q.rows
+                                         : rewrite_rows(tensor));
+        if (!weight->quantised)
+            total_rows = (uint64_t)tensor_elements(source) / (uint64_t)rewrite_columns(tensor);
+        uint64_t row_bytes = tensor_bytes(source) / (total_rows > 0 ? total_rows : 1);
+        if (count > segment->rows - within)
+            count = segment->rows - within;
+        visit(&values->rewrite->source,
+              (const char *)source->data + (uint64_t)(segment->first + within) * row_bytes,
+              (uint64_t)count * row_bytes);
+        first += count;
+    }
+}
+
+void rewrite_read_ahead(const RewriteValues *values, const RewriteTensor *tensor, int64_t first,
+                        int64_t rows)
+{
+    visit_rows(values, tensor, first, rows, checkpoint_read_ahead);
+}
+
+void rewrite_release_rows(const RewriteValues *values, const RewriteTensor *tensor, int64_t first,
+                          int64_t rows)
+{
+    visit_rows(values, tensor, first, rows, checkpoint_release_pages);
+}
+
+// ---- values ----
+
+static void round_values(const void *data, DType dtype, int64_t count, uint16_t *out)
+{
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t wide;
+        uint16_t narrow;
+        float value;
+        if (dtype == DTYPE_F32) {
+            memcpy(&wide, (const char *)data + 4 * i, sizeof(wide));
+            memcpy(&value, &wide, sizeof(value));
+        } else {
+            memcpy(&narrow, (const char *)data + 2 * i, sizeof(narrow));
+            value = f32_from_f16(narrow);
+        }
+        out[i] = bf16_from_f32(value);
+    }
+}
+
+static void read_quantised(const Stored *stored, int64_t first, int64_t rows, uint16_t *out)
+{
+    const QTensor *q = &stored->q;
+    for (int64_t end = first + rows; first < end;) {
+        int64_t row = first % q->rows, count = q->rows - row;
+        count = count < end - first ? count : end - first;
+        stored_read_values(stored, first / q->rows, row, count, out);
+        out += count * q->columns;
+        first += count;
+    }
+}
+
+const void *rewrite_read_rows(RewriteValues *values, const RewriteTensor *tensor, int64_t first,
+                              int64_t rows)
+{
+    int64_t columns = rewrite_columns(tensor);
+    uint16_t *out = buffer_of(values, (uint64_t)(rows * columns) * sizeof(*out)), *start = out;
+    for (int64_t end = first + rows; first < end;) {
+        int64_t within, count = end - first;
+        const RewriteSegment *segment = segment_of(tensor, first, &within);
+        const Weight *weight = segment->weight;
+        if (count > segment->rows - within)
+            count = segment->rows - within;
+        int64_t elements = count * columns, row = segment->first + within;
+        if (weight->quantised)
+            read_quantised(&weight->stored, row, count, out);
+        else if (weight->tensor.dtype == DTYPE_BF16)
+            memcpy(out, (const char *)weight->tensor.data + row * columns * 2,
+                   (size_t)elements * 2);
+        else
+            round_values((const char *)weight->tensor.data +
+                             dtype_bytes(weight->tensor.dtype, (uint64_t)(row * columns)),
+                         weight->tensor.dtype, elements, out);
+        out += elements;
+        first += count;
+    }
+    return start;
+}
+
+// ---- quantising ----
+
+static bool needs_amax(const Stored *stored)
+{
+    return stored->q.rule.two_level || stored->q.rule.block_rows == 0;
+}
+
+static float larger(float a, float b)
+{
+    return isnan(a) || a > b ? a : isnan(b) || b > a ? b : a;
+}
+
+static float amax_of_rows(const uint16_t *data, int64_t count)
+{
+    enum { PIECE = 1 << 16 };
+    float amax = 0;
+    bool has_nan = false;
+    const CastLoops *loops = cast_loops_best();
+#pragma omp parallel for schedule(static) reduction(max : amax) reduction(|| : has_nan)
+    for (int64_t first = 0; first < count; first += PIECE) {
+        float piece =
+            loops->amax(DTYPE_BF16, data + first, first + PIECE < count ? PIECE : count - first);
+        has_nan = has_nan || isnan(piece);
+        amax = isnan(piece) || piece < amax ? amax : piece;
+    }
+    return has_nan ? NAN : amax;
+}
+
+static float measure(RewriteValues *values, const RewriteTensor *tensor, int64_t matrix)
+{
+    const QTensor *q = &tensor->stored.q;
+    int64_t step = measured_values / (q->columns > 0 ? q->columns : 1) + 1;
+    float amax = 0;
+    for (int64_t row = 0; row < q->rows; row += step) {
+        int64_t rows = row + step < q->rows ? step : q->rows - row;
+        int64_t first = matrix * q->rows + row;
+        const uint16_t *data = rewrite_read_rows(values, tensor, first, rows);
+        amax = larger(amax, amax_of_rows(data, rows * q->columns));
+        rewrite_release_rows(values, tensor, first, rows);
+    }
+    return amax;
+}
+
+static float amax_of(RewriteValues *values, int index, int64_t matrix)
+{
+    const Rewrite *rewrite = values->rewrite;
+    int group = rewrite->tensor[index].amax_group, key = group >= 0 ? group : index;
+    if (values->measured == key && values->matrix == matrix)
+        return values->amax;
+    float amax = 0;
+    for (int i = 0; i < rewrite->count; i++)
+        if (i == index || (group >= 0 && rewrite->tensor[i].amax_group == group))
+            amax = larger(amax, measure(values, &rewrite->tensor[i], matrix));
+    values->measured = key;
+    values->matrix = matrix;
+    return values->amax = amax;
+}
+
+// The slice's values go to the device, its codes and scales come back.
+static void cast_on_device(RewriteValues *values, const void *data, uint64_t bytes,
+                           const float *amax, QTensor *slice)
+{
+    ArenaMark mark = arena_mark(values->arena);
+    QTensor there = *slice;
+    void *copy = arena_push(values->arena, bytes, MEMORY_SCRATCH);
+    float *amax_there = NULL;
+    device_copy(copy, data, bytes, values->stream);
+    if (amax) {
+        amax_there = arena_push(values->arena, sizeof(*amax), MEMORY_SCRATCH);
+        device_copy(amax_there, amax, sizeof(*amax), values->stream);
+    }
+    qtensor_push(&there, values->arena, MEMORY_SCRATCH);
+    cast(&(Cast){.values = copy, .amax = amax_there, .to = there}, values->stream);
+    QTensorBytes parts = qtensor_bytes(slice);
+    device_copy(slice->codes, there.codes, parts.codes, values->stream);
+    device_copy(slice->scales, there.scales, parts.scales, values->stream);
+    if (slice->zeros)
+        device_copy(slice->zeros, there.zeros, parts.zeros, values->stream);
+    if (slice->tensor_scales)
+        device_copy(slice->tensor_scales, there.tensor_scales, parts.tensor_scales, values->stream);
+    stream_wait(values->stream);
+    arena_release(values->arena, mark);
+}
+
+void rewrite_quantise_rows(RewriteValues *values, int index, int64_t matrix, int64_t first,
+                           QTensor *slice)
+{
+    const RewriteTensor *tensor = &values->rewrite->tensor[index];
+    float amax = needs_amax(&tensor->stored) ? amax_of(values, index, matrix) : 0;
+    const float *given = needs_amax(&tensor->stored) ? &amax : NULL;
+    const void *data =
+        rewrite_read_rows(values, tensor, matrix * tensor->stored.q.rows + first, slice->rows);
+    uint64_t bytes = (uint64_t)(slice->rows * slice->columns) * 2;
+    if (values->device != DEVICE_CPU)
+        cast_on_device(values, data, bytes, given, slice);
+    else
+        cast(&(Cast){.values = data, .amax = given, .to = *slice, .threads = values->run->threads},
+             values->stream);
+}
+
+// ---- moving ----
+
+// torchao's T from G: bf16(2688 / G) / 2688 where that gives G again, else 1 / G.
+static float second_scale_of(float g)
+{
+    float t = f32_from_bf16(bf16_from_f32(2688.0f / g)) * (1.0f / 2688.0f);
+    return 1.0f / t == g ? t : 1.0f / g;
+}
+
+// Packed tiles are copied whole: the layouts are the same and so are the rows.
+static void move_tiles(const Stored *stored, int64_t matrix, QTensor *slice)
+{
+    QTensorBytes bytes = qtensor_bytes(slice);
+    const char *codes = stored->part[STORED_CODES].tensor.data;
+    const char *scales = stored->part[STORED_SCALES].tensor.data;
+    memcpy(slice->codes, codes + (uint64_t)matrix * bytes.codes, bytes.codes);
+    memcpy(slice->scales, scales + (uint64_t)matrix * bytes.scales, bytes.scales);
+}
+
+void rewrite_move_rows(const RewriteTensor *tensor, int64_t matrix, int64_t first, QTensor *slice)
+{
+    if (slice->code_layout == CODES_TILED) {
+        move_tiles(&tensor->segment[0].weight->stored, matrix, slice);
+        return;
+    }
+    qtensor_clear_padding(slice);
+    int64_t row = 0, start = matrix * tensor->stored.q.rows + first;
+    while (row < slice->rows) {
+        int64_t within, count = slice->rows - row;
+        const RewriteSegment *segment = segment_of(tensor, start + row, &within);
+        const Stored *stored = &segment->weight->stored;
+        int64_t source = segment->first + within, rows = stored->q.rows;
+        if (count > segment->rows - within)
+            count = segment->rows - within;
+        if (count > rows - source % rows)
+            count = rows - source % rows;
+        QTensor part;
+        stored_read_rows(stored, source / rows, source % rows, count, &part);
+        qtensor_copy_rows(&part, slice, row);
+        if (slice->tensor_scales && stored->q.rule.method == QUANT_NVFP4_CT &&
+            slice->rule.method == QUANT_NVFP4)
+            slice->tensor_scales[0] = second_scale_of(part.tensor_scales[0]);
+        qtensor_free(&part);
+        row += count;
+    }
+}
