@@ -18,7 +18,7 @@ walls=(
     "mpi\.h          ^harness/(run|check|doctor)[a-z_]*\.(c|h)$|^parallel/|^experiments/doctor\.c$|^tests/"
     "papi\.h         ^harness/"
     "(cgraph|gvc)\.h ^results/graph/layout_graphviz\.c$"
-    "zlib\.h         ^results/(store|journal|lines)[a-z_]*\.c$|^results/graph/source\.c$"
+    "zlib\.h         ^results/(store|journal|lines)[a-z_]*\.c$|^results/graph/source\.c$|^quant/digest\.c$"
     "cuda[a-z_]*\.h  _(cuda|nccl|cublas)\.(c|h)$|\.cuh?$"
     "nvml\.h         _cuda\.c$"
     "cublas[A-Za-z_]*\.h _(cuda|cublas)\.(c|h)$|\.cu$"

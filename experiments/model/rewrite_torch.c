@@ -8,6 +8,7 @@
 #include "experiments/model/rewrite_torch.h"
 
 #include "harness/file.h"
+#include "quant/digest.h"
 #include "quant/torch_write.h"
 
 #include <errno.h>
@@ -16,7 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <zlib.h>
 
 enum { ALIGN = 64, LOCAL_BYTES = 30, PADDING_ID = 0x4246, ZIP64_ID = 1 };
 static const uint64_t narrow_max = 0xFFFFFFFF;
@@ -88,7 +88,7 @@ static void put_member(Archive *archive, Member *member)
     uint64_t padding = (ALIGN - head % ALIGN) % ALIGN;
     member->local = archive->place;
     if (member->data)
-        member->sum = (uint32_t)crc32_z(0, (const unsigned char *)member->data, member->bytes);
+        member->sum = digest_crc32(member->data, member->bytes);
     put(archive, 0x04034B50, 4);
     put_common(archive, member, wide);
     put(archive, wide_bytes + 4 + padding, 2);
@@ -257,7 +257,7 @@ bool rewrite_torch_finish(const RewriteShard *shard, const char *path, Error *er
         const RewriteMember *member = &shard->member[i];
         if (member->known)
             continue;
-        uint32_t sum = (uint32_t)crc32_z(0, map.data + member->place, member->bytes);
+        uint32_t sum = digest_crc32(map.data + member->place, member->bytes);
         good = pwrite(descriptor, &sum, sizeof(sum), (off_t)member->local_sum) == sizeof(sum) &&
                pwrite(descriptor, &sum, sizeof(sum), (off_t)member->directory_sum) == sizeof(sum);
     }
