@@ -5,8 +5,8 @@
 // rank 0 and compared with a 1-rank reference (bit for bit) and with a file's expectations; then it
 // is timed. The defaults are the toy of the PyTorch script of the same name: 4 experts, top-1, dim
 // 8, hidden 16, 4 tokens a rank, bf16, sigmoid.
+#include "experiments/model/layer_check.h"
 #include "experiments/model/layer_compare.h"
-#include "experiments/model/layer_reference.h"
 #include "experiments/model/moe_options.h"
 #include "experiments/model/moe_quant.h"
 #include "experiments/model/moe_timing.h"
@@ -21,10 +21,6 @@
 
 // How far two orders of sums may lie apart, relative to the largest value: a few roundings of the
 // storage type. The CPU checks a GPU run where that takes seconds.
-#define BOUND_F32           1e-5
-#define BOUND_BF16          2e-2
-#define CPU_REFERENCE_FLOPS 2e10
-#define QUALITY_DB          6 // of any recipe; 4-bit weights have some 20, products of both some 12
 
 typedef struct Params {
     MoeOptions layer;
@@ -299,112 +295,17 @@ static void report(Job *job, const ResultCheck *check)
     job->good = job->good && check->good;
 }
 
-// What a reference needs against what there is.
-static bool reference_fits(const LayerReference *reference, char *why, size_t size)
+static LayerCheck layer_check_of(const Job *job)
 {
-    DeviceInfo info = device_info(reference->device, 0); // the references are rank 0's
-    uint64_t needed = layer_reference_bytes(reference);
-    if ((double)needed <= 0.8 * (double)info.memory_free_bytes)
-        return true;
-    snprintf(why, size, "it needs %.1f GiB, %.1f GiB are free", (double)needed / 1073741824.0,
-             (double)info.memory_free_bytes / 1073741824.0);
-    return false;
-}
-
-static LayerReference reference_of(const Job *job)
-{
-    return (LayerReference){.source = &job->source,
-                            .spread = &job->spread,
-                            .exact = job->params->exact,
-                            .forward_only = job->params->forward_only,
-                            .align = (int)job->params->align,
-                            .threads = job->run->threads,
-                            .device = job->device};
-}
-
-// Local on rank 0. One comparison with a 1-rank reference, or the reason why there is none. bound <
-// 0: bit for bit.
-static void compare_with(Job *job, const LayerResult *ours, const char *name,
-                         const LayerReference *reference, double bound)
-{
-    ResultCheck check = {.error = NAN, .bound = NAN, .good = true, .verdict = "skipped"};
-    snprintf(check.name, sizeof check.name, "%s", name);
-    bool scattered =
-        job->source.config.routing != ROUTING_MODEL && !layer_groups_are_contiguous(&job->spread);
-    if (scattered)
-        snprintf(check.detail, sizeof check.detail,
-                 "even and skewed routing go by token number, and this mesh scatters them");
-    else if (reference_fits(reference, check.detail, sizeof check.detail)) {
-        LayerResult theirs = layer_reference(reference);
-        check = bound < 0 ? layer_compare_bits(name, ours, &theirs)
-                          : layer_compare_within(name, ours, &theirs, bound);
-        layer_result_destroy(&theirs);
-    }
-    report(job, &check);
-}
-
-// Local on rank 0. What the recipe costs: signal over noise against the same layer without it.
-static void check_quality(Job *job, const LayerResult *ours)
-{
-    static const LayerOutput compared[] = {OUTPUT_Y, OUTPUT_GRAD_X, OUTPUT_GRAD_W1, OUTPUT_GRAD_W3,
-                                           OUTPUT_GRAD_W2};
-    LayerSource plain = job->source;
-    plain.config.recipe = NULL;
-    LayerReference reference = reference_of(job);
-    reference.source = &plain;
-    ResultCheck check = {.error = NAN, .bound = NAN, .good = true, .verdict = "skipped"};
-    snprintf(check.name, sizeof check.name, "quality of %.40s", job->recipe.name);
-    if (reference_fits(&reference, check.detail, sizeof check.detail)) {
-        LayerResult exact = layer_reference(&reference);
-        size_t length = 0;
-        check.good = true;
-        for (size_t i = 0; i < COUNT_OF(compared); i++) {
-            double db = layer_compare_sqnr(ours, &exact, compared[i]);
-            if (isnan(db))
-                continue;
-            length += (size_t)snprintf(
-                check.detail + length, sizeof check.detail - length, "%s%s %.1f dB",
-                length ? ", " : "SQNR: ", layer_output_name(compared[i]), db);
-            check.good = check.good && db >= QUALITY_DB;
-        }
-        snprintf(check.verdict, sizeof check.verdict, check.good ? "within bound" : "differs");
-        layer_result_destroy(&exact);
-    }
-    report(job, &check);
-}
-
-// Local on rank 0. The same order of sums bit for bit; the canonical order, and the CPU's, within a
-// bound.
-static void check_against_references(Job *job, const LayerResult *ours)
-{
-    bool exact = job->params->exact;
-    double bound = job->source.config.dtype == DTYPE_F32 ? BOUND_F32 : BOUND_BF16;
-    LayerReference reference = reference_of(job);
-    compare_with(job, ours,
-                 exact ? "1 rank, bit for bit" : "1 rank, sums grouped alike, bit for bit",
-                 &reference, -1);
-    reference.exact = true;
-    if (!exact)
-        compare_with(job, ours, "1 rank, canonical order", &reference, bound);
-    if (job->source.config.recipe)
-        check_quality(job, ours);
-    const MoeConfig *c = &job->source.config;
-    double flops = 18.0 * (double)job->source.tokens * c->top_k * (double)(c->hidden * c->inner);
-    if (job->device != DEVICE_CUDA || flops > CPU_REFERENCE_FLOPS)
-        return;
-    reference.device = DEVICE_CPU;
-    compare_with(job, ours, "1 rank on the CPU", &reference, bound);
-}
-
-// Local on rank 0: on several ranks without a 1-rank order the canonical result differs by rounding
-// only.
-static void check_expectations(Job *job, const LayerResult *ours)
-{
-    ResultCheck checks[LAYER_OUTPUTS];
-    double bound = job->source.config.dtype == DTYPE_F32 ? BOUND_F32 : BOUND_BF16;
-    int count = layer_compare_expected(&job->file, ours, bound, checks);
-    for (int i = 0; i < count; i++)
-        report(job, &checks[i]);
+    return (LayerCheck){.source = &job->source,
+                        .spread = &job->spread,
+                        .file = &job->file,
+                        .exact = job->params->exact,
+                        .forward_only = job->params->forward_only,
+                        .align = (int)job->params->align,
+                        .threads = job->run->threads,
+                        .device = job->device,
+                        .writer = job->writer};
 }
 
 // Collective. The captured step, replayed on other tokens (so with other routing), gives what the
@@ -472,10 +373,11 @@ static void check_results(Job *job)
     check_phase("check");
     Error error = {0};
     if (job->run->rank == 0) {
+        LayerCheck check = layer_check_of(job);
         if (p->check)
-            check_against_references(job, &ours);
+            job->good = layer_check_references(&check, &ours) && job->good;
         if (p->load && !job->source.config.recipe) // expectations are those of unquantised products
-            check_expectations(job, &ours);
+            job->good = layer_check_expectations(&check, &ours) && job->good;
         if (p->save)
             layer_save(&ours, p->save, p->force, &error);
     }
