@@ -25,10 +25,11 @@ typedef struct Params {
 } Params;
 
 static const Option options[] = {
-    {.name = "tokens", .kind = OPTION_INT, .offset = offsetof(Params, tokens), .fallback = "4"},
-    {.name = "check", .kind = OPTION_SWITCH, .offset = offsetof(Params, check), .fallback = "yes"},
-    {.name = "out", .kind = OPTION_TEXT, .offset = offsetof(Params, out), .letter = 'o'},
-    {.name = "noise", .kind = OPTION_REAL, .offset = offsetof(Params, noise), .fallback = "0.1"},
+    {"tokens", OPTION_INT, offsetof(Params, tokens), "4", .doc = "how many"},
+    {"check", OPTION_SWITCH, offsetof(Params, check), "yes", .doc = "whether"},
+    {"out", OPTION_TEXT, offsetof(Params, out), .letter = 'o', .doc = "where"},
+    {"noise", OPTION_REAL, offsetof(Params, noise), "0.1", .doc = "how much"},
+    {.name = "fault", .kind = OPTION_TEXT, .offset = offsetof(Params, out)}, // no doc: for tests
     {.name = NULL},
 };
 
@@ -133,6 +134,7 @@ static void check_header(const Place *place, const Json *header)
     assert_string_equal(json_text_of(json_find(values, "tokens")), "5");
     assert_string_equal(json_text_of(json_find(values, "check")), "no");
     assert_string_equal(json_text_of(json_find(values, "noise")), "0.1");
+    assert_null(json_find(values, "fault"));
     assert_string_equal(json_text_of(json_find(header, "schema_name")), "meshwork-run");
     assert_string_equal(json_text_of(json_find(header, "uuid")), place->run->id);
     assert_int_equal(json_integer_of(json_find(header, "seed")), 77);
