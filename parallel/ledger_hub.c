@@ -17,7 +17,7 @@ static const double LOST_WAIT_S = 0.1;   // from the end of a connection to the 
 static const double WONDER_S = 1;        // that a rank waits so long
 static const double ASKER_WAIT_S = 2;    // before a rank that failed may say so
 static const double ANSWER_WAIT_S = 0.3; // mpirun gives survivors a second in all
-enum { FLUSH_ROUNDS = 20 };
+enum { FLUSH_ROUNDS = 20, LAUNCHER_S = 3 };
 
 void ledger_hub_begin(Ledger *ledger)
 {
@@ -119,14 +119,24 @@ static void begin_inquiry(Ledger *ledger)
     ledger_send_all(ledger, LEDGER_SHOW, NULL, 0);
 }
 
-NORETURN static void report(Ledger *ledger, const LedgerVerdict *verdict)
+static bool any_lost(const LedgerViews *views)
+{
+    bool any = false;
+    for (int rank = 0; rank < views->ranks; rank++)
+        any = any || views->of_rank[rank].lost;
+    return any;
+}
+
+// When a process is gone the launcher ends the job with that one's exit code, unless it first hears
+// of another that ended: so the survivors stay a little: silent, since the job has its message.
+NORETURN static void report(Ledger *ledger, const LedgerVerdict *verdict, bool lost)
 {
     CheckContext where = ledger->where;
-    int32_t exit_code = EXIT_CODE_HANG;
+    const LedgerLeave leave = {.exit_code = EXIT_CODE_HANG, .wait_s = lost ? LAUNCHER_S : 0};
     where.rank = verdict->rank;
     snprintf(where.span, sizeof(where.span), "%s", verdict->span);
     check_print_for(&where, __FILE__, __LINE__, verdict->fix, "%s", verdict->what);
-    ledger_send_all(ledger, LEDGER_LEAVE, &exit_code, sizeof(exit_code));
+    ledger_send_all(ledger, LEDGER_LEAVE, &leave, sizeof(leave));
     bool waiting = true;
     for (int round = 0; waiting && round < FLUSH_ROUNDS; round++) {
         waiting = false;
@@ -137,7 +147,7 @@ NORETURN static void report(Ledger *ledger, const LedgerVerdict *verdict)
         if (waiting)
             nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     }
-    ledger_leave(exit_code);
+    ledger_leave(&leave);
 }
 
 // Lets one rank speak for the job. Then nobody else is to: all watch no longer.
@@ -171,11 +181,11 @@ static void conclude(Ledger *ledger)
     look_at_self(ledger);
     LedgerViews views = look(ledger);
     if (ledger_find_mismatch(&views, &verdict) || ledger_find_lost(&views, &verdict))
-        report(ledger, &verdict);
+        report(ledger, &verdict, any_lost(&views));
     if (ledger_find_stall(&views, &verdict)) {
         LedgerVerdict parting;
         bool parted = verdict.ring && ledger_find_parting(&views, &parting);
-        report(ledger, parted ? &parting : &verdict);
+        report(ledger, parted ? &parting : &verdict, any_lost(&views));
     }
     ledger->inquiring = false;
     for (int rank = 0; rank < ledger->ranks; rank++) {
@@ -217,14 +227,6 @@ static bool all_done(const Ledger *ledger)
     for (int rank = 0; rank < ledger->ranks; rank++)
         all = all && ledger->views[rank].known && ledger->views[rank].state.done;
     return all;
-}
-
-static bool any_lost(const LedgerViews *views)
-{
-    bool any = false;
-    for (int rank = 0; rank < views->ranks; rank++)
-        any = any || views->of_rank[rank].lost;
-    return any;
 }
 
 // True when a rank has waited in a call for a while, once for each such call. Hashes can only be

@@ -14,7 +14,7 @@ typedef enum LedgerKind {
     LEDGER_ASK,     // I failed: may I speak?
     LEDGER_SPEAK,   // hub: LedgerSpeak
     LEDGER_QUIET,   // the job ends on purpose: watch no longer
-    LEDGER_LEAVE,   // hub: int32_t exit code; leave at once
+    LEDGER_LEAVE,   // hub: LedgerLeave
     LEDGER_KINDS,
 } LedgerKind;
 
@@ -33,6 +33,10 @@ typedef struct LedgerSpeak {
     int32_t may;
     char others[LEDGER_OTHERS_BYTES];
 } LedgerSpeak;
+
+typedef struct LedgerLeave {
+    int32_t exit_code, wait_s; // wait_s: that the launcher has to end the job itself
+} LedgerLeave;
 
 // A CallEntry without pointers.
 typedef struct LedgerCall {

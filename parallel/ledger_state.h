@@ -82,7 +82,7 @@ void *ledger_watch(void *ledger); // the side thread
 void ledger_own_state(Ledger *ledger, LedgerState *state);
 int ledger_own_entries(Ledger *ledger, LedgerCall *calls);     // returns how many
 void ledger_answer(Ledger *ledger, const LedgerSpeak *answer); // to the main thread
-NORETURN void ledger_leave(int exit_code);
+NORETURN void ledger_leave(const LedgerLeave *leave);
 void ledger_send_all(Ledger *ledger, LedgerKind kind, const void *payload, size_t bytes);
 
 // Becomes the hub: from now on this rank's pulses are the job's.

@@ -96,11 +96,12 @@ void ledger_send_all(Ledger *ledger, LedgerKind kind, const void *payload, size_
 }
 
 // What was printed comes out first; a thread that is in the middle of printing is not waited for.
-void ledger_leave(int exit_code)
+void ledger_leave(const LedgerLeave *leave)
 {
+    nanosleep(&(struct timespec){.tv_sec = leave->wait_s}, NULL);
     if (ftrylockfile(stdout) == 0)
         fflush(stdout);
-    _exit(exit_code);
+    _exit(leave->exit_code);
 }
 
 void ledger_answer(Ledger *ledger, const LedgerSpeak *answer)
@@ -262,10 +263,10 @@ static void on_quiet(Ledger *ledger, LedgerLink *link, const void *payload, size
 static void on_leave(Ledger *ledger, LedgerLink *link, const void *payload, size_t bytes)
 {
     (void)ledger, (void)link;
-    int32_t exit_code = EXIT_CODE_HANG;
-    if (bytes == sizeof(exit_code))
-        memcpy(&exit_code, payload, sizeof(exit_code));
-    ledger_leave(exit_code);
+    LedgerLeave leave = {.exit_code = EXIT_CODE_HANG};
+    if (bytes == sizeof(leave))
+        memcpy(&leave, payload, sizeof(leave));
+    ledger_leave(&leave);
 }
 
 typedef void Handler(Ledger *ledger, LedgerLink *link, const void *payload, size_t bytes);

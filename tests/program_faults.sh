@@ -143,7 +143,7 @@ whole() {
 }
 
 # Ranks that hang need no processor, so several cases run at once, each in a folder of its own.
-at_once=3 cases=0
+at_once=4 cases=0
 start() { # start FUNCTION ARGUMENT...
     while [ "$(jobs -rp | wc -l)" -ge $at_once ]; do wait -n; done
     cases=$((cases + 1))
