@@ -6,7 +6,7 @@
 //   copy    bytes read + written per second. CPU: memcpy by `threads` threads; CUDA: a device-to-
 //           device copy.
 //   matmul  floating-point operations per second. CPU: the grouped_gemm kernel on a shape that
-//           stays in the cache; CUDA: cuBLASLt on square matrices, bf16 with f32 sums and f32.
+//           stays in the cache; CUDA: dense_gemm on square matrices, bf16 and f32.
 #pragma once
 
 #include "harness/arena.h"

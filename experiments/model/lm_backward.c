@@ -36,7 +36,7 @@ static void weight_gradient(Lm *lm, const WeightGradient *what, Stream stream)
         product.b = what->b;
         product.b_stride = what->n;
         product.c = lm_gradient(lm, what->parameter, part);
-        grouped_gemm(&product, stream);
+        lm_multiply(lm, &product, lm->range[what->rows][part].first, stream);
     }
 }
 
@@ -99,7 +99,7 @@ static void head_back(Lm *lm, Stream stream)
     dx.a_stride = lm->vocab_count;
     dx.b = lm_value(lm, head);
     dx.c = split ? (void *)lm->wide : lm->dn;
-    grouped_gemm(&dx, stream);
+    lm_multiply(lm, &dx, 0, stream);
     if (split)
         lm_sum_over_tp(lm, lm->dn, stream);
     norm_back(lm, c->layers, lm_norm_parameter(c), NULL, stream);
@@ -119,7 +119,7 @@ static void mlp_back(Lm *lm, int layer, const void *dy, void *dx, DType dx_dtype
     da.a_stride = c->dim;
     da.b = lm_value(lm, out);
     da.c = lm->a;
-    grouped_gemm(&da, stream);
+    lm_multiply(lm, &da, 0, stream);
     swiglu_backward(&(SwigluBackward){.inner = block->inner,
                                       .rows_max = da.rows_max,
                                       .dtype = c->dtype,
@@ -150,7 +150,7 @@ static void mlp_back(Lm *lm, int layer, const void *dy, void *dx, DType dx_dtype
     back.a_stride = 2 * block->inner;
     back.b = lm_value(lm, first);
     back.c = dx;
-    grouped_gemm(&back, stream);
+    lm_multiply(lm, &back, 0, stream);
 }
 
 // The router's gradient comes out once per part of the group, padded to router_rows.

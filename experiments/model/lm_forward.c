@@ -68,7 +68,7 @@ static void mlp(Lm *lm, int layer, const void *x, void *out, DType out_dtype, St
     first.a_stride = c->dim;
     first.b = lm_value(lm, lm_block_parameter(layer, LM_BLOCK_FIRST)); // up stands behind gate
     first.c = block->gu;
-    grouped_gemm(&first, stream);
+    lm_multiply(lm, &first, 0, stream);
     swiglu_forward(&(SwigluForward){.inner = block->inner,
                                     .rows_max = first.rows_max,
                                     .dtype = c->dtype,
@@ -84,7 +84,7 @@ static void mlp(Lm *lm, int layer, const void *x, void *out, DType out_dtype, St
     second.a_stride = block->inner;
     second.b = lm_value(lm, lm_block_parameter(layer, LM_BLOCK_OUT));
     second.c = out;
-    grouped_gemm(&second, stream);
+    lm_multiply(lm, &second, 0, stream);
 }
 
 static void moe(Lm *lm, int layer, void *x, void *out, Stream stream)
@@ -193,7 +193,7 @@ static void head(Lm *lm, Stream stream)
     product.a_stride = c->dim;
     product.b = lm_value(lm, lm_head_parameter(c));
     product.c = lm->logits;
-    grouped_gemm(&product, stream);
+    lm_multiply(lm, &product, 0, stream);
     const int32_t *targets = lm->targets + (rows == LM_ROWS_ALL ? 0 : lm->first_row);
     reduce_logits(lm, product.rows_max, targets, stream);
     for (int part = 0; part < lm->settings.parts; part++) {

@@ -2,6 +2,7 @@
 #include "experiments/model/lm_run.h"
 #include "experiments/model/lm_state.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/dense_gemm.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/rms_norm.h"
@@ -184,6 +185,8 @@ static void make_scratch(Lm *lm)
     lm->norm_scratch = take(lm, rms_norm_backward_scratch_bytes(rows, c->dim), MEMORY_SCRATCH);
     lm->embedding_scratch =
         take(lm, embedding_backward_scratch_bytes(rows, lm->table_count), MEMORY_SCRATCH);
+    if (!s->exact && s->device == DEVICE_CUDA)
+        lm->product_workspace = take(lm, DENSE_GEMM_WORKSPACE_BYTES, MEMORY_SCRATCH);
     if (lm_is_moe(c))
         lm->router_gradient =
             take(lm, (uint64_t)(s->parts * moe_router_rows(&c->moe) * c->dim) * sizeof(float),
@@ -343,6 +346,35 @@ GroupedGemm lm_part_product(const Lm *lm, LmRows rows, int part)
     product.group_first = lm->part_first[rows] + part;
     product.group_rows = lm->part_rows[rows] + part;
     return product;
+}
+
+static const void *row_at(const void *matrix, DType dtype, int64_t row, int64_t stride)
+{
+    return (const char *)matrix + dtype_bytes(dtype, (uint64_t)(row * stride));
+}
+
+void lm_multiply(const Lm *lm, const GroupedGemm *product, int64_t first_row, Stream stream)
+{
+    const GroupedGemm *p = product;
+    CHECK_RULE(p->form == GEMM_TN || first_row == 0);
+    if (lm->settings.exact) {
+        grouped_gemm(product, stream);
+        return;
+    }
+    dense_gemm(&(DenseGemm){.form = p->form,
+                            .dtype = p->dtype,
+                            .out_dtype = p->out_dtype,
+                            .accumulate = p->accumulate,
+                            .rows = p->rows_expected,
+                            .m = p->m,
+                            .n = p->n,
+                            .k = p->k,
+                            .a = row_at(p->a, p->dtype, first_row, p->a_stride),
+                            .b = row_at(p->b, p->dtype, first_row, p->b_stride),
+                            .c = p->c,
+                            .workspace = lm->product_workspace,
+                            .threads = p->threads},
+               stream);
 }
 
 void lm_cast(const Lm *lm, const void *from, DType from_dtype, void *to, DType to_dtype,

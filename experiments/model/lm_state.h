@@ -47,6 +47,7 @@ struct Lm {
     float *router_gradient;  // [parts, router_rows, dim]
     void *group_x, *group_y; // [tokens, dim] rows of a group side by side
     void *tp_scratch;
+    void *product_workspace;           // of the device's library, when not exact
     int32_t *choices;                  // [tokens, top_k] host, for counting
     uint64_t bytes[MEMORY_CATEGORIES]; // pushed
     bool again;
@@ -60,6 +61,9 @@ static inline void *lm_rows_at(const Lm *lm, const void *base, int64_t row)
 // A product over rows, everything but the operands filled in; TN over one part's rows.
 GroupedGemm lm_product(const Lm *lm, GemmForm form, LmRows rows);
 GroupedGemm lm_part_product(const Lm *lm, LmRows rows, int part);
+// Enqueues(stream). Exact: a row has the same bits in any matrix; else by the device's library.
+// first_row: of the product's one group; 0 but for TN.
+void lm_multiply(const Lm *lm, const GroupedGemm *product, int64_t first_row, Stream stream);
 // Collective(tp), Enqueues(stream). lm->wide [all_padded, dim] summed over tp into out: this rank's
 // rows. mine [rows_padded, dim] of every rank into all.
 void lm_sum_over_tp(Lm *lm, void *out, Stream stream);
