@@ -9,35 +9,22 @@ each program's own median, the smallest and largest round, and the ratio of the 
 Ours is --no-exact; the first round also runs --exact on several GPUs (its price) and checks results (see is_checked)
 against the 1-rank reference.
 """
-import argparse, json, os, re, statistics, subprocess, sys, time
+import argparse, json, re, statistics, sys, time
+
+from racing import clocks, median_ms, run, run_ours, spread, torchrun
 
 SHAPES = {  # name: tokens per rank, hidden, experts, top_k, inner
     "qwen1.5-moe": (16384, 2048, 60, 4, 1408),
     "qwen3-30b-a3b": (16384, 2048, 128, 8, 768),
     "dsv3-like": (8192, 7168, 64, 8, 2048),
 }
-ENVIRONMENT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", NCCL_NVLS_ENABLE="0",
-                   TORCH_COMPILE_DISABLE="1")
-
-
-def run(words, extra=None, limit_s=240):
-    done = subprocess.run(words, env=dict(ENVIRONMENT, **(extra or {})), capture_output=True, text=True, timeout=limit_s)
-    if done.returncode != 0:
-        print("FAILED", " ".join(words), done.returncode, done.stdout[-1500:], done.stderr[-3000:], file=sys.stderr, flush=True)
-    return done.stdout
-
-
-def clocks():
-    query = "--query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active"
-    return run(["nvidia-smi", query, "--format=csv,noheader"]).strip().replace("\n", " | ")
 
 
 def run_peer(peer, gpus, skew):
-    words = ["python3", peer] if gpus == 1 else ["torchrun", "--nproc_per_node", str(gpus), peer]
-    if gpus > 1:
-        words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(gpus), peer]
+    words = ["python3", peer] if gpus == 1 else torchrun(gpus, [peer])
+    extra = {"TORCH_COMPILE_DISABLE": "1"}
     cells = {}
-    for line in run(words, {"SKEW": str(skew)} if skew else None).splitlines():
+    for line in run(words, dict(extra, SKEW=str(skew)) if skew else extra).splitlines():
         found = re.match(r"moe_layer (\S+) W=\d+ .*fwd_ms=([\d.]+) .*step_ms=([\d.]+)", line)
         if found:
             cells[found[1]] = (float(found[2]), float(found[3]))
@@ -49,28 +36,12 @@ def is_checked(name, gpus, skew, exact):
     return not exact and (name != "dsv3-like" or (gpus > 1 and not skew))
 
 
-def median_ms(result, measurement, span="total"):
-    for m in result["measurements"]:
-        if m["name"] == measurement:
-            for s in m["spans"]:
-                if s["name"] == span:
-                    return 1e3 * s["statistics"]["median"]
-    return float("nan")
-
-
-def run_ours(program, name, gpus, skew, exact, check):
+def run_layer(program, name, gpus, skew, exact, check):
     tokens, hidden, experts, top_k, inner = SHAPES[name]
-    words = [program, "dp2ep", "--device", "cuda", "--mesh", f"ep={gpus}", "--experts", str(experts), "--top_k", str(top_k),
-             "--dim", str(hidden), "--hidden", str(inner), "--tokens", str(tokens), "--score", "softmax", "--dtype", "bf16",
-             "--routing", f"skew:{skew}" if skew else "model", "--samples", "20", "--timeout", "3", "--json",
-             "--exact" if exact else "--no-exact", "--check" if check else "--no-check"]
-    words = ["mpirun", "-n", str(gpus), "--bind-to", "none"] + words
-    text = run(words)
-    try:
-        return json.loads(text), words
-    except ValueError:
-        print("no JSON:", text[-500:], file=sys.stderr, flush=True)
-        return None, words
+    return run_ours(gpus, [program, "dp2ep", "--device", "cuda", "--mesh", f"ep={gpus}", "--experts", str(experts), "--top_k", str(top_k),
+                           "--dim", str(hidden), "--hidden", str(inner), "--tokens", str(tokens), "--score", "softmax", "--dtype", "bf16",
+                           "--routing", f"skew:{skew}" if skew else "model", "--samples", "20", "--timeout", "3",
+                           "--exact" if exact else "--no-exact", "--check" if check else "--no-check"])
 
 
 def main():
@@ -102,12 +73,12 @@ def main():
                     for name in a.shapes.split(","):
                         for exact in (False, True) if round_index == 0 and gpus > 1 else (False,):
                             run_begin = time.time()
-                            result, words = run_ours(a.program, name, gpus, skew, exact, round_index == 0 and is_checked(name, gpus, skew, exact))
+                            result, command = run_layer(a.program, name, gpus, skew, exact, round_index == 0 and is_checked(name, gpus, skew, exact))
                             print(f"  {name} gpus {gpus} skew {skew} {'exact' if exact else 'fast'} in {time.time() - run_begin:.0f} s", flush=True)
                             if not result:
                                 continue
                             who = "exact" if exact else "fast"
-                            commands.add(" ".join(words))
+                            commands.add(command)
                             pair = (median_ms(result, "forward"), median_ms(result, "step"))
                             cells.setdefault((name, gpus, skew), {}).setdefault(who, []).append(pair)
                             last[(name, gpus, skew, who)] = result
@@ -121,10 +92,6 @@ def main():
                 print(f"round {round_index} gpus {gpus} skew {skew} done at {time.strftime('%H:%M:%S')}", flush=True)
         rounds = round_index + 1
         write(a, cells, checks, last, sorted(commands), f"{started}; {rounds} rounds", before)
-
-
-def spread(values):
-    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def share(rate, ceiling):

@@ -6,7 +6,8 @@ Model: embedding, blocks of RMSNorm and SwiGLU MLP with a residual, final norm, 
 shards, computed with in bf16, gradients reduced in --reduce_dtype, AdamW fused: what FSDP2's own examples do. tp: gate and up
 colwise, down rowwise, embedding and head over the vocabulary with the parallel loss; sp: norms on sharded tokens as well. Under tp
 and sp every rank sees the same --tokens, under fsdp and ddp each has its own. One line per mode, medians of --samples steps in
-milliseconds by CUDA events: forward + backward, and with the optimiser; peak memory as PyTorch counts it.
+milliseconds by CUDA events: forward + backward, and with the optimiser; peak memory as PyTorch counts it. nccl: no model, but
+the all-gather (bf16) and the reduce-scatter (f32) of one block's parameters alone, in GB/s that leave a rank.
 """
 import argparse, contextlib, json, os, statistics, torch, torch.nn as nn, torch.nn.functional as F
 import torch.distributed as dist
@@ -78,9 +79,34 @@ def apply_tp(model, mesh, sequence):
         parallelize_module(layer, mesh, plan)
 
 
+def time_nccl(a):
+    ranks = dist.get_world_size()
+    share = (3 * a.dim * a.hidden + a.dim + ranks - 1) // ranks
+    whole16, part16 = torch.randn(ranks * share, device="cuda").bfloat16(), torch.randn(share, device="cuda").bfloat16()
+    whole32, part32 = torch.randn(ranks * share, device="cuda"), torch.randn(share, device="cuda")
+    calls = {"all_gather": lambda: dist.all_gather_into_tensor(whole16, part16),
+             "reduce_scatter": lambda: dist.reduce_scatter_tensor(part32, whole32)}
+    line = {"mode": "nccl", "ranks": ranks}
+    for name, call in calls.items():
+        bytes_out = (ranks - 1) * share * (2 if name == "all_gather" else 4)
+        times = []
+        for _ in range(a.samples + 3):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            dist.barrier()
+            begin.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end))
+        line[name + "_gb_s"] = bytes_out / statistics.median(times[3:]) / 1e6
+    if dist.get_rank() == 0:
+        print(json.dumps(line), flush=True)
+    dist.destroy_process_group()
+
+
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("--mode", default="fsdp", choices=["fsdp", "ddp", "tp", "sp"])
+    p.add_argument("--mode", default="fsdp", choices=["fsdp", "ddp", "tp", "sp", "nccl"])
     for name, value in (("layers", 8), ("dim", 4096), ("hidden", 14336), ("vocab", 32000), ("tokens", 8192), ("samples", 10)):
         p.add_argument(f"--{name}", type=int, default=value)
     p.add_argument("--reduce_dtype", default="f32", choices=list(DTYPES))
@@ -90,6 +116,8 @@ def main():
     local = int(os.environ.get("LOCAL_RANK", 0))
     torch.cuda.set_device(local)
     dist.init_process_group("nccl", device_id=torch.device("cuda", local))
+    if a.mode == "nccl":
+        return time_nccl(a)
     mesh = init_device_mesh("cuda", (dist.get_world_size(),), mesh_dim_names=(a.mode,))
     torch.manual_seed(1)
     parallel_tensors = a.mode in ("tp", "sp")
