@@ -1,9 +1,9 @@
 // ao.c -- `meshwork ao`: what a recipe does to the modules of a model, one line each, and which
 // recipe is the cheapest for each shape of weight.
 //
-// The model is a small built-in one, or DIR/model.safetensors. Nothing is written but the rules and
-// the result: `ao` tells, `quantize` does.
-#include "experiments/model/ao_trial.h"
+// The model is a small built-in one, or a model's folder. Nothing is written but the rules and the
+// result: `ao` tells, `quantize` does.
+#include "experiments/ao/trial.h"
 #include "harness/command.h"
 #include "harness/run_device.h"
 #include "results/table.h"
@@ -31,7 +31,7 @@ static const Option options[] = {
     {"rules_out", OPTION_TEXT, FIELD(rules_out), NULL, .value = "FILE.json",
      .doc = "autoquant: the choice as a rules file, as `quantize` takes it"},
     {"model", OPTION_TEXT, FIELD(model), NULL, .value = "DIR",
-     .doc = "a folder with model.safetensors; without it a small built-in model"},
+     .doc = "a model's folder; without it a small built-in model"},
     {"match", OPTION_TEXT, FIELD(match), NULL, .value = "PATTERN",
      .doc = "only modules of this name; re:EXPRESSION fits whole names"},
     {"skip", OPTION_TEXT, FIELD(skip), NULL, .value = "PATTERN", .doc = "not modules of this name"},
@@ -415,6 +415,7 @@ const Command command_ao = {
     .notes = "Examples:\n"
              "  meshwork ao --recipe int8_weight_only --match 're:.*experts.*'\n"
              "  meshwork ao --autoquant --min_sqnr 30 --rules_out rules.json\n"
+             "Without --match, routers, norms and embeddings stay as `quantize` leaves them.\n"
              "weight, output: signal over noise against unquantised values, random input.\n"
              "autoquant: every recipe that takes the shape is timed; of those that keep\n"
              "--min_sqnr for all modules of the shape the fastest is chosen, and of those that\n"

@@ -18,19 +18,39 @@ expect_text out '^24 of 43 modules quantised$'
 expect_good 0 results show ao.h5
 expect_text out 'SQNR: weight'
 expect_good 0 ao --device cpu --recipe fp8_row --samples 2 --skip 're:.*self_attn.*|lm_head'
-expect_lines 2 'mlp\.gate +4 x 256 +left: dimension 0 \(rows\) is 4, which 16 does not divide'
+expect_lines 2 'mlp\.gate +4 x 256 +left: a router; --match can name it'
+expect_lines 2 'mlp\.shared_expert_gate +1 x 256 +left: a router'
 expect_lines 9 'left: excluded by --skip'
 expect_lines 1 'left: no Linear: Embedding'
 expect_lines 24 'fp8_row .* dB +.* \+-[0-9]+% .* \+-[0-9]+%'
 expect_good 0 ao --device cpu --recipe mxfp4:mode=floor --match model.layers.1.self_attn.q_proj.weight --samples 0
 expect_text out '^1 of 43 modules quantised$'
 
+expect_good 0 ao --device cpu --recipe fp8_row --samples 0 --match 're:.*mlp.gate'
+expect_lines 2 'mlp\.gate +4 x 256 +left: dimension 0 \(rows\) is 4, which 16 does not divide'
+
 # A file of a stranger: one weight that can be quantised, one that is.
 save_bytes model.safetensors '{"a.b.weight":{"dtype":"F32","shape":[16,32],"data_offsets":[0,2048]},"a.n.weight":{"dtype":"BF16","shape":[8],"data_offsets":[2048,2064]},"a.q.weight":{"dtype":"I8","shape":[4,4],"data_offsets":[2064,2080]}}' 2080
 expect_good 0 ao --device cpu --recipe mxfp8 --model . --samples 0
 expect_lines 1 '^a\.b +16 x 32 +mxfp8'
-expect_lines 1 '^a\.q .* left: already quantised: i8'
+expect_lines 1 '^a\.q .* left: .*i8'
 expect_lines 1 '^a\.n .* left: no Linear: Norm'
+
+# Folders as users have them: experts in one array, several files with an index, quantised before.
+source=$golden/checkpoints/source
+expect_good 0 ao --device cpu --recipe fp8_row --samples 0 --model "$source"
+expect_lines 9 'mlp\.experts\.[0-2]\.(gate|up|down)_proj .*fp8_row '
+grep -E 'mlp\.experts\.' out | sort >separate
+expect_good 0 convert --model "$source" --out fused --layout bf16 --experts fused --max_shard 100KB
+expect_good 0 ao --device cpu --recipe fp8_row --samples 0 --model fused
+checks=$((checks + 1))
+grep -E 'mlp\.experts\.' out | sort | diff separate - || fail "experts in one array differ from experts one by one"
+expect_good 0 ao --device cpu --recipe fp8_row --samples 0 --model fused --match 're:.*experts.gate_up_proj'
+expect_text out '^6 of '
+expect_good 0 quantize --model "$source" --out quantised --recipe nvfp4
+expect_good 0 ao --device cpu --recipe fp8_row --samples 0 --model quantised
+expect_text out 'left: already quantised: nvfp4'
+expect_text out '^0 of '
 expect_error 66 'nowhere' 0 ao --recipe mxfp8 --model nowhere
 
 expect_error 2 'match re:.*gate_prj fits no module' 0 ao --recipe fp8_row --match 're:.*experts.*gate_prj'

@@ -1,7 +1,7 @@
-// ao_trial.h -- one weight under one recipe: what it costs and what it loses.
+// trial.h -- one weight under one recipe: what it costs and what it loses.
 #pragma once
 
-#include "experiments/model/ao_modules.h"
+#include "experiments/ao/modules.h"
 #include "experiments/model/kernel_timing.h"
 #include "quant/recipe.h"
 

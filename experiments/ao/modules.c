@@ -1,10 +1,10 @@
-// ao_modules.c -- the built-in model, the modules of a safetensors file, and which of them are
-// chosen.
-#include "experiments/model/ao_modules.h"
+// modules.c -- the built-in model, the modules of a model's folder, and which of them are chosen.
+#include "experiments/ao/modules.h"
 
 #include "harness/bf16.h"
 #include "harness/option.h"
 #include "harness/random.h"
+#include "quant/name_rules.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -85,31 +85,59 @@ static bool ends_with(const char *name, const char *end)
     return length > tail && strcmp(name + length - tail, end) == 0;
 }
 
-static const char *kind_of(const char *name, const Tensor *tensor)
+static const char *kind_of(const Weight *weight)
 {
-    if (!ends_with(name, ".weight"))
+    int rank = weight->tensor.rank;
+    if (!ends_with(weight->name, ".weight") || rank > 2)
         return "parameter";
-    return tensor->rank < 2 ? "Norm" : strstr(name, "embed") ? "Embedding" : "Linear";
+    return rank < 2 ? "Norm" : weight_is_embedding(weight->name) ? "Embedding" : "Linear";
+}
+
+static AoModule *add_of(AoModules *modules, const Weight *weight, const char *kind,
+                        const char *parameter)
+{
+    const Tensor *t = &weight->tensor;
+    bool matrix = t->rank >= 2;
+    AoModule *module = add(modules, kind, matrix ? t->shape[t->rank - 2] : 1,
+                           matrix ? t->shape[t->rank - 1] : tensor_elements(t));
+    int length = (int)strlen(parameter);
+    length -= ends_with(parameter, ".weight") ? (int)strlen(".weight") : 0;
+    snprintf(module->name, sizeof(module->name), "%.*s", length, parameter);
+    module->source = weight;
+    return module;
+}
+
+// The experts of an array [experts, rows, columns]; gate and up share its rows.
+static void add_experts(AoModules *modules, const Weight *weight, const ExpertName *array)
+{
+    int halves = array->part == EXPERT_GATE_UP ? 2 : 1;
+    int64_t rows = weight->tensor.shape[1] / halves;
+    for (int64_t expert = 0; expert < weight->tensor.shape[0]; expert++)
+        for (int half = 0; half < halves; half++) {
+            ExpertName name = *array;
+            char text[EXPERT_NAME_BYTES + 64];
+            name.expert = expert;
+            name.part = halves == 2 ? (ExpertPart)(EXPERT_GATE + half) : array->part;
+            expert_name_write(&name, text, sizeof(text));
+            AoModule *module = add_of(modules, weight, "Linear", text);
+            module->rows = rows;
+            module->first = (expert * halves + half) * rows;
+        }
 }
 
 bool ao_modules_read(const char *folder, AoModules *modules, Error *error)
 {
-    char path[4096];
     *modules = (AoModules){0};
-    snprintf(path, sizeof(path), "%s/model.safetensors", folder);
-    if (!safetensors_open(path, &modules->file, error))
+    if (!checkpoint_open(folder, &modules->checkpoint, error))
         return false;
     modules->loaded = true;
-    for (int64_t i = 0; i < modules->file.count; i++) {
-        const SafetensorsEntry *entry = &modules->file.entries[i];
-        const Tensor *t = &entry->tensor;
-        bool matrix = t->rank == 2;
-        AoModule *module = add(modules, kind_of(entry->name, t), matrix ? t->shape[0] : 1,
-                               matrix ? t->shape[1] : tensor_elements(t));
-        int length = (int)strlen(entry->name);
-        length -= ends_with(entry->name, ".weight") ? (int)strlen(".weight") : 0;
-        snprintf(module->name, sizeof(module->name), "%.*s", length, entry->name);
-        module->weight = *t;
+    for (int64_t i = 0; i < modules->checkpoint.count; i++) {
+        const Weight *weight = &modules->checkpoint.weights[i];
+        ExpertName name;
+        if (expert_name_read(weight->name, weight->tensor.rank, &name) && name.expert < 0)
+            add_experts(modules, weight, &name);
+        else
+            add_of(modules, weight, kind_of(weight), weight->name);
     }
     return true;
 }
@@ -117,7 +145,7 @@ bool ao_modules_read(const char *folder, AoModules *modules, Error *error)
 void ao_modules_destroy(AoModules *modules)
 {
     if (modules->loaded)
-        safetensors_close(&modules->file);
+        checkpoint_close(&modules->checkpoint);
     free(modules->module);
     *modules = (AoModules){0};
 }
@@ -128,10 +156,12 @@ static bool matches(const Pattern *pattern, const AoModule *module, bool *hit, E
 {
     char parameter[AO_NAME_BYTES + 8];
     snprintf(parameter, sizeof(parameter), "%s.weight", module->name);
-    bool by_module = false, by_parameter = false;
-    bool good = pattern_match(pattern, module->name, PATTERN_FULL, &by_module, error) &&
-                pattern_match(pattern, parameter, PATTERN_FULL, &by_parameter, error);
-    *hit = by_module || by_parameter;
+    const char *const names[] = {module->name, parameter,
+                                 module->source ? module->source->name : NULL};
+    bool good = true;
+    *hit = false;
+    for (size_t i = 0; good && !*hit && i < COUNT_OF(names) && names[i]; i++)
+        good = pattern_match(pattern, names[i], PATTERN_FULL, hit, error);
     return good;
 }
 
@@ -185,27 +215,37 @@ static bool mark(AoModules *modules, const char *option, const char *text, bool 
     return good && (any || no_match(modules, option, text, error));
 }
 
-static bool is_quantised(const AoModule *module)
+static bool is_floating(DType dtype)
 {
-    DType t = module->weight.dtype;
-    return module->weight.data && t != DTYPE_F32 && t != DTYPE_BF16 && t != DTYPE_F16 &&
-           t != DTYPE_F64;
+    return dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16 || dtype == DTYPE_F64;
+}
+
+// What `quantize` leaves alone as long as no pattern names it; NULL: it does not.
+static const char *special_of(const AoModule *module)
+{
+    char parameter[AO_NAME_BYTES + 8];
+    Tensor linear = {.dtype = DTYPE_BF16, .rank = 2};
+    snprintf(parameter, sizeof(parameter), "%s.weight", module->name);
+    return weight_is_special(parameter, &linear);
 }
 
 static void choose(AoModule *module, bool named, bool excluded, const char *match, const char *skip)
 {
+    const Weight *w = module->source;
     module->chosen = false;
     if (!named)
         snprintf(module->why, sizeof(module->why), "--match %.200s does not name it", match);
     else if (excluded)
         snprintf(module->why, sizeof(module->why), "excluded by --skip %.200s", skip);
-    else if (is_quantised(module))
-        snprintf(module->why, sizeof(module->why), "already quantised: %s",
-                 dtype_row(module->weight.dtype)->name);
+    else if (w && w->quantised)
+        snprintf(module->why, sizeof(module->why), "already quantised: %s", w->stored.recipe.name);
     else if (strcmp(module->kind, "Linear") != 0)
         snprintf(module->why, sizeof(module->why), "no Linear: %s", module->kind);
-    else if (module->weight.data && module->weight.rank != 2)
-        snprintf(module->why, sizeof(module->why), "rank %d", module->weight.rank);
+    else if (w && !is_floating(w->tensor.dtype))
+        snprintf(module->why, sizeof(module->why), "not of a floating type: %s",
+                 dtype_row(w->tensor.dtype)->name);
+    else if (!match && special_of(module))
+        snprintf(module->why, sizeof(module->why), "%s; --match can name it", special_of(module));
     else
         module->chosen = true;
 }
@@ -228,16 +268,17 @@ bool ao_modules_choose(AoModules *modules, const char *match, const char *skip, 
 
 void ao_module_values(const AoModule *module, uint16_t *values)
 {
-    if (module->weight.data) {
-        for (int64_t i = 0; i < module->rows * module->columns; i++)
-            values[i] = bf16_from_f32((float)tensor_value(&module->weight, i));
+    if (!module->source) {
+        random_fill(&(RandomFill){.seed = module->seed,
+                                  .rows = module->rows,
+                                  .columns = module->columns,
+                                  .deviation = 1.0f / sqrtf((float)module->columns),
+                                  .dtype = DTYPE_BF16,
+                                  .out = values},
+                    (Stream){.device = DEVICE_CPU});
         return;
     }
-    random_fill(&(RandomFill){.seed = module->seed,
-                              .rows = module->rows,
-                              .columns = module->columns,
-                              .deviation = 1.0f / sqrtf((float)module->columns),
-                              .dtype = DTYPE_BF16,
-                              .out = values},
-                (Stream){.device = DEVICE_CPU});
+    int64_t first = module->first * module->columns;
+    for (int64_t i = 0; i < module->rows * module->columns; i++)
+        values[i] = bf16_from_f32((float)tensor_value(&module->source->tensor, first + i));
 }

@@ -1,5 +1,5 @@
-// ao_trial.c -- quantise, multiply, check, time.
-#include "experiments/model/ao_trial.h"
+// trial.c -- quantise, multiply, check, time.
+#include "experiments/ao/trial.h"
 
 #include "experiments/model/product_check.h"
 #include "harness/random.h"
