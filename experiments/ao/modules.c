@@ -234,9 +234,10 @@ static void choose(AoModule *module, bool named, bool excluded, const char *matc
     const Weight *w = module->source;
     module->chosen = false;
     if (!named)
-        snprintf(module->why, sizeof(module->why), "--match %.200s does not name it", match);
+        snprintf(module->why, sizeof(module->why), "--match %.200s does not name it",
+                 match ? match : "");
     else if (excluded)
-        snprintf(module->why, sizeof(module->why), "excluded by --skip %.200s", skip);
+        snprintf(module->why, sizeof(module->why), "excluded by --skip %.200s", skip ? skip : "");
     else if (w && w->quantised)
         snprintf(module->why, sizeof(module->why), "already quantised: %s", w->stored.recipe.name);
     else if (strcmp(module->kind, "Linear") != 0)

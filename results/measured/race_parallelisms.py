@@ -92,6 +92,7 @@ def main():
     p.add_argument("--program", default="build/meshwork")
     p.add_argument("--gpus", type=int, default=2)
     p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--modes", default=",".join(MODES), help="of " + ", ".join(MODES))
     p.add_argument("--limit_s", type=float, default=1e9, help="start no round that would end after this long")
     for name, value in SIZES.items():
         p.add_argument(f"--{name}", type=int, default=value)
@@ -109,7 +110,7 @@ def main():
     for index in range(a.rounds):
         if index and (time.time() - begin) * (index + 1) / index > a.limit_s:
             break
-        for mode in MODES:
+        for mode in a.modes.split(","):
             def peer_turn():
                 for compiled in (False, True):
                     line, command = run_peer(a.gpus, mode, compiled, sizes)
@@ -126,7 +127,7 @@ def main():
             for turn in (peer_turn, our_turn) if index % 2 == 0 else (our_turn, peer_turn):
                 turn()
             print(f"round {index} {mode} done at {time.strftime('%H:%M:%S')}", flush=True)
-        if index == 0:
+        if index == 0 and a.gpus > 1:
             line, command = run_peer(a.gpus, "nccl", False, sizes)
             commands.add(command)
             lone += [(f"PyTorch {name}", line[f"{name}_gb_s"]) for name in ("all_gather", "reduce_scatter") if line]
