@@ -273,12 +273,15 @@ static void copy_unless_same(void *to, const void *from, uint64_t bytes, Stream 
         device_copy(to, from, bytes, stream);
 }
 
-static void mpi_all_gather(CommLink *link, const char *mine, char *all, uint64_t bytes)
+static void mpi_all_gather(Comm comm, const char *mine, char *all, uint64_t bytes)
 {
+    CommLink *link = comm.link;
+    bool in_place = mine == all + (uint64_t)comm.rank * bytes;
     for (uint64_t done = 0; done < bytes;) {
         uint64_t now = smaller(bytes - done, link->message_bytes_max);
         MPI_Datatype block = block_type(now, bytes);
-        CHECK_MPI(MPI_Allgather(mine + done, (int)now, MPI_BYTE, all + done, 1, block, link->mpi));
+        const void *send = in_place ? MPI_IN_PLACE : mine + done;
+        CHECK_MPI(MPI_Allgather(send, (int)now, MPI_BYTE, all + done, 1, block, link->mpi));
         CHECK_MPI(MPI_Type_free(&block));
         done += now;
     }
@@ -297,7 +300,7 @@ void comm_all_gather(Comm comm, const void *mine, void *all, uint64_t bytes, Str
     if (nccl)
         nccl->all_gather(comm.link->nccl, mine, all, call.count, stream);
     else
-        mpi_all_gather(comm.link, mine, all, call.count);
+        mpi_all_gather(comm, mine, all, call.count);
     comm_end(comm, stream);
 }
 
@@ -310,7 +313,7 @@ void comm_gather_host(Comm comm, const void *mine, void *all, uint64_t bytes)
     Call call = {.op = CALL_ALL_GATHER, .dtype = DTYPE_U8, .count = bytes};
     if (!comm_begin(comm, &call, bytes * (uint64_t)(comm.ranks - 1), HOST))
         return;
-    mpi_all_gather(comm.link, mine, all, call.count);
+    mpi_all_gather(comm, mine, all, call.count);
     comm_end(comm, HOST);
 }
 

@@ -35,7 +35,7 @@ uint64_t comm_take_wire_bytes(Comm comm);
 
 // Collective(comm), Enqueues(stream). Sizes in bytes; buffers in the memory of the stream's device,
 // not overlapping unless said so.
-// all: [ranks][bytes]
+// all: [ranks][bytes]; mine may be its own part of it.
 void comm_all_gather(Comm comm, const void *mine, void *all, uint64_t bytes, Stream stream);
 // [ranks][bytes] both
 void comm_all_to_all(Comm comm, const void *send, void *receive, uint64_t bytes, Stream stream);

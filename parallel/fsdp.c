@@ -1,13 +1,15 @@
 // Shards, gathers and reductions at work. fsdp_plan.c says where everything stands.
 //
-// Three streams: the caller's computes; `gather` fills the staging buffer with the next unit while
-// the present one computes; `reduce` sums gradients while the next unit's backward computes. The
-// buffers between them:
+// Three streams: the caller's computes; `gather` brings the next unit while the present one
+// computes; `reduce` sums gradients while the next unit's backward computes. The buffers between
+// them come in pairs:
 //
-//   staging   written on gather, read on compute by the copy into the unit in use. The next gather
-//             waits for that copy.
-//   send      written on compute (gradients packed), read on reduce. The next packing waits for the
-//             reductions before it.
+//   slot       the unit in use, and the next one as it arrives: in its final form, and then the
+//              slots change roles, or as staged buckets, which are put in order into the slot that
+//              was in use. A gather waits for all computing before it, so its slot is free.
+//   gradients  of whole parameters: units of even and odd number have one each. fsdp_reduce makes
+//              the computing stream wait for the reductions before its own, so that the unit that
+//              comes next finds its buffer free. Gradients that are packed wait in `send`.
 #include "parallel/fsdp.h"
 
 #include <stdlib.h>
@@ -24,19 +26,18 @@ struct Fsdp {
     FsdpSettings settings;
     FsdpPlan plan;
     float *values, *gradients; // [plan.flat]
-    char *cast;                // [largest bucket] of the parameter type, where that is not f32
-    char *full;                // gathered: one unit, or all
-    char *kept;                // with reshard K: pieces of all units
-    char *staging;             // the next unit as it arrives
-    float *full_gradients;     // one unit, or all
+    char *cast;                // [cast_max] of the parameter type, where that is not f32
+    char *slot[FSDP_SLOTS];
+    char *kept;            // with reshard K: pieces of all units
+    float *full_gradients; // two units, or all
     char *send;
-    float *summed; // [largest unit's shards]
     char *scratch;
     Stream gather, reduce;
     Intervals at_gather, at_reduce, wait_gather, wait_reduce; // no room until fsdp_measure
-    int resident; // unit whose gathered copy is in `full`
-    int staged;   // unit in the staging buffer
-    bool staged_from_kept;
+    int in_use;   // slot of the resident unit; with reshard off slot 0 holds all units
+    int resident; // unit that is in use
+    int coming;   // unit that is on its way
+    bool coming_from_kept, coming_in_place;
     bool *present;  // [units] with reshard off: gathered since the step began
     bool *has_kept; // [units] with reshard K: its piece is kept
 };
@@ -76,10 +77,9 @@ static void push_scratch(Fsdp *fsdp)
                              ordered_reduce_scratch_bytes(s->partial, fsdp_elements(p), DTYPE_F32));
     }
     fsdp->scratch = push(fsdp, scratch, MEMORY_COMMUNICATION);
-    fsdp->summed = push(fsdp, bytes_of(DTYPE_F32, fsdp->plan.shard_max), MEMORY_GRADIENTS);
     if (s->param_dtype != DTYPE_F32)
         fsdp->cast =
-            push(fsdp, bytes_of(s->param_dtype, fsdp->plan.shard_max), MEMORY_COMMUNICATION);
+            push(fsdp, bytes_of(s->param_dtype, fsdp->plan.cast_max), MEMORY_COMMUNICATION);
 }
 
 Fsdp *fsdp_create(const FsdpSettings *settings)
@@ -96,23 +96,20 @@ Fsdp *fsdp_create(const FsdpSettings *settings)
     fsdp->present = calloc(units, sizeof(bool));
     fsdp->has_kept = calloc(units, sizeof(bool));
     CHECK_RULE(fsdp->present && fsdp->has_kept);
-    DType dtype = settings->param_dtype;
-    bool stays = settings->reshard == FSDP_RESHARD_NO;
     fsdp->values = push(fsdp, memory.shard_bytes, MEMORY_PARAMETERS);
-    fsdp->full =
-        push(fsdp, bytes_of(dtype, stays ? plan->full : plan->full_max), MEMORY_PARAMETERS);
-    fsdp->kept = push(fsdp, bytes_of(dtype, plan->kept), MEMORY_PARAMETERS);
-    fsdp->staging = push(fsdp, plan->staged_bytes_max, MEMORY_PARAMETERS);
+    for (int slot = 0; slot < FSDP_SLOTS; slot++)
+        fsdp->slot[slot] = push(fsdp, memory.slot_bytes[slot], MEMORY_PARAMETERS);
+    fsdp->kept = push(fsdp, bytes_of(settings->param_dtype, plan->kept), MEMORY_PARAMETERS);
     fsdp->gradients = push(fsdp, memory.shard_bytes, MEMORY_GRADIENTS);
-    int64_t full_gradients = settings->accumulates ? plan->full : plan->full_max;
-    fsdp->full_gradients = push(fsdp, bytes_of(DTYPE_F32, full_gradients), MEMORY_GRADIENTS);
+    fsdp->full_gradients = push(fsdp, memory.full_gradient_bytes, MEMORY_GRADIENTS);
     fsdp->send = push(fsdp, plan->send_bytes_max, MEMORY_COMMUNICATION);
     push_scratch(fsdp);
     fsdp->gather = stream_create(settings->device);
     fsdp->reduce = stream_create(settings->device);
     device_fill(fsdp->values, 0, memory.shard_bytes, fsdp->gather);
+    device_fill(fsdp->gradients, 0, memory.shard_bytes, fsdp->gather);
     stream_wait(fsdp->gather);
-    fsdp->resident = fsdp->staged = NO_UNIT;
+    fsdp->resident = fsdp->coming = NO_UNIT;
     return fsdp;
 }
 
@@ -176,10 +173,11 @@ static bool stays(const Fsdp *fsdp)
     return fsdp->settings.reshard == FSDP_RESHARD_NO;
 }
 
+// Where the unit in use stands, and any unit with reshard off.
 static char *full_of(const Fsdp *fsdp, int unit)
 {
     int64_t first = stays(fsdp) ? fsdp->plan.unit[unit].full_first : 0;
-    return fsdp->full + bytes_of(fsdp->settings.param_dtype, first);
+    return fsdp->slot[fsdp->in_use] + bytes_of(fsdp->settings.param_dtype, first);
 }
 
 void *fsdp_value(const Fsdp *fsdp, int parameter)
@@ -193,16 +191,17 @@ void *fsdp_value(const Fsdp *fsdp, int parameter)
 float *fsdp_gradient(const Fsdp *fsdp, int parameter)
 {
     const FsdpUnit *unit = &fsdp->plan.unit[fsdp->settings.parameter[parameter].unit];
-    int64_t first = fsdp->settings.accumulates ? unit->full_first : 0;
+    int64_t slot = fsdp->settings.parameter[parameter].unit % FSDP_SLOTS;
+    int64_t first = fsdp->settings.accumulates ? unit->full_first : slot * fsdp->plan.full_max;
     return fsdp->full_gradients + first + fsdp->plan.place[parameter].full;
 }
 
 void fsdp_step_begin(Fsdp *fsdp, Stream stream)
 {
-    fsdp->resident = fsdp->staged = NO_UNIT;
+    (void)stream;
+    fsdp->resident = fsdp->coming = NO_UNIT;
     for (int unit = 0; unit < fsdp->settings.units; unit++)
         fsdp->present[unit] = fsdp->has_kept[unit] = false;
-    device_fill(fsdp->gradients, 0, bytes_of(DTYPE_F32, fsdp->plan.flat), stream);
 }
 
 static bool is_there(const Fsdp *fsdp, int unit)
@@ -210,48 +209,102 @@ static bool is_there(const Fsdp *fsdp, int unit)
     return stays(fsdp) ? fsdp->present[unit] : fsdp->resident == unit;
 }
 
-// From the pieces that neighbours kept, or bucket by bucket from the shards.
-static void gather_unit(Fsdp *fsdp, int unit)
+static void cast_values(const Fsdp *fsdp, const float *values, void *to, int64_t count)
+{
+    cast_copy(&(CastCopy){.count = count,
+                          .from_dtype = DTYPE_F32,
+                          .to_dtype = fsdp->settings.param_dtype,
+                          .from = values,
+                          .to = to},
+              fsdp->gather);
+}
+
+static int64_t shard_elements(const FsdpParameter *p, const FsdpPlace *place)
+{
+    return p->outer * place->shard_rows * p->columns;
+}
+
+// Rows beyond those of the parameter, in a gathered unit at `full`.
+static void clear_room(const Fsdp *fsdp, int index, char *full, Stream stream)
+{
+    const FsdpParameter *p = &fsdp->settings.parameter[index];
+    DType dtype = fsdp->settings.param_dtype;
+    int64_t first = fsdp->plan.place[index].full + p->rows * p->columns;
+    if (p->room_rows > p->rows)
+        device_fill(full + bytes_of(dtype, first), 0,
+                    bytes_of(dtype, (p->room_rows - p->rows) * p->columns), stream);
+}
+
+// Every parameter of an even unit into its place.
+static void gather_in_place(Fsdp *fsdp, int unit, char *full)
 {
     const FsdpSettings *s = &fsdp->settings;
     const FsdpUnit *u = &fsdp->plan.unit[unit];
-    if (fsdp->staged_from_kept) {
-        comm_all_gather(s->kept, fsdp->kept + bytes_of(s->param_dtype, u->kept_first),
-                        fsdp->staging, bytes_of(s->param_dtype, u->kept), fsdp->gather);
-        return;
+    for (int i = u->first; i < u->first + u->count; i++) {
+        const FsdpParameter *p = &s->parameter[i];
+        const FsdpPlace *place = &fsdp->plan.place[i];
+        int64_t count = shard_elements(p, place);
+        int64_t own = place->full + s->group[p->group].shard.rank * count;
+        if (count > 0)
+            cast_values(fsdp, fsdp->values + fsdp_shard_offset(fsdp, i),
+                        full + bytes_of(s->param_dtype, own), count);
+        clear_room(fsdp, i, full, fsdp->gather);
     }
     for (int g = 0; g < FSDP_GROUPS; g++) {
-        const FsdpBucket *bucket = &u->bucket[g];
+        Comm comm = s->group[g].shard;
+        comm_group_begin(comm, fsdp->gather);
+        for (int i = u->first; i < u->first + u->count; i++) {
+            const FsdpParameter *p = &s->parameter[i];
+            uint64_t bytes = bytes_of(s->param_dtype, shard_elements(p, &fsdp->plan.place[i]));
+            char *all = full + bytes_of(s->param_dtype, fsdp->plan.place[i].full);
+            if (p->group == g && bytes > 0)
+                comm_all_gather(comm, all + (uint64_t)comm.rank * bytes, all, bytes, fsdp->gather);
+        }
+        comm_group_end(comm, fsdp->gather);
+    }
+}
+
+// Bucket by bucket, shards of all parameters of a rank together.
+static void gather_staged(Fsdp *fsdp, int unit, char *staging)
+{
+    const FsdpSettings *s = &fsdp->settings;
+    for (int g = 0; g < FSDP_GROUPS; g++) {
+        const FsdpBucket *bucket = &fsdp->plan.unit[unit].bucket[g];
         const void *mine = fsdp->values + bucket->flat;
         if (bucket->shard == 0)
             continue;
         if (s->param_dtype != DTYPE_F32) {
-            cast_copy(&(CastCopy){.count = bucket->shard,
-                                  .from_dtype = DTYPE_F32,
-                                  .to_dtype = s->param_dtype,
-                                  .from = mine,
-                                  .to = fsdp->cast},
-                      fsdp->gather);
+            cast_values(fsdp, mine, fsdp->cast, bucket->shard);
             mine = fsdp->cast;
         }
-        comm_all_gather(s->group[g].shard, mine, fsdp->staging + bucket->staged_bytes,
+        comm_all_gather(s->group[g].shard, mine, staging + bucket->staged_bytes,
                         bytes_of(s->param_dtype, bucket->shard), fsdp->gather);
     }
 }
 
 void fsdp_prefetch(Fsdp *fsdp, int unit, bool backward, Stream stream)
 {
-    if (unit < 0 || unit >= fsdp->settings.units || is_there(fsdp, unit) || fsdp->staged == unit)
+    if (unit < 0 || unit >= fsdp->settings.units || is_there(fsdp, unit) || fsdp->coming == unit)
         return;
+    const FsdpSettings *s = &fsdp->settings;
+    const FsdpUnit *u = &fsdp->plan.unit[unit];
+    char *other = fsdp->slot[1 - fsdp->in_use];
     stream_wait_stream(fsdp->gather, stream);
-    fsdp->staged = unit;
-    fsdp->staged_from_kept = backward && fsdp->has_kept[unit];
+    fsdp->coming = unit;
+    fsdp->coming_from_kept = backward && fsdp->has_kept[unit];
+    fsdp->coming_in_place = fsdp->coming_from_kept || u->in_place;
     intervals_begin(&fsdp->at_gather, fsdp->gather);
-    gather_unit(fsdp, unit);
+    if (fsdp->coming_from_kept)
+        comm_all_gather(s->kept, fsdp->kept + bytes_of(s->param_dtype, u->kept_first), other,
+                        bytes_of(s->param_dtype, u->kept), fsdp->gather);
+    else if (u->in_place)
+        gather_in_place(fsdp, unit, stays(fsdp) ? full_of(fsdp, unit) : other);
+    else
+        gather_staged(fsdp, unit, other);
     intervals_end(&fsdp->at_gather, fsdp->gather);
 }
 
-// Rows of every rank's shard of one parameter, from the staging buffer to their places.
+// Rows of every rank's shard of one parameter, from staging to their places.
 static void place_rows(Fsdp *fsdp, int index, Stream stream)
 {
     const FsdpSettings *s = &fsdp->settings;
@@ -259,19 +312,17 @@ static void place_rows(Fsdp *fsdp, int index, Stream stream)
     const FsdpPlace *place = &fsdp->plan.place[index];
     const FsdpBucket *bucket = &fsdp->plan.unit[p->unit].bucket[p->group];
     int ranks = s->group[p->group].shard.ranks;
-    char *to = full_of(fsdp, p->unit) + bytes_of(s->param_dtype, place->full);
+    char *full = full_of(fsdp, p->unit), *to = full + bytes_of(s->param_dtype, place->full);
     for (int rank = 0; rank < ranks; rank++) {
         Shard rows = shard_of(p->rows, ranks, rank);
-        const char *from = fsdp->staging + bucket->staged_bytes +
+        const char *from = fsdp->slot[1 - fsdp->in_use] + bucket->staged_bytes +
                            bytes_of(s->param_dtype, rank * bucket->shard + place->shard);
         uint64_t bytes = bytes_of(s->param_dtype, rows.count * p->columns);
         for (int64_t block = 0; block < p->outer && bytes > 0; block++, from += bytes)
             device_copy(to + bytes_of(s->param_dtype, (block * p->rows + rows.first) * p->columns),
                         from, bytes, stream);
     }
-    if (p->room_rows > p->rows)
-        device_fill(to + bytes_of(s->param_dtype, p->rows * p->columns), 0,
-                    bytes_of(s->param_dtype, (p->room_rows - p->rows) * p->columns), stream);
+    clear_room(fsdp, index, full, stream);
 }
 
 void fsdp_use(Fsdp *fsdp, int unit, bool backward, Stream stream)
@@ -285,14 +336,12 @@ void fsdp_use(Fsdp *fsdp, int unit, bool backward, Stream stream)
     intervals_end(&fsdp->wait_gather, stream);
     fsdp->resident = unit;
     fsdp->present[unit] = true;
-    fsdp->staged = NO_UNIT;
-    if (fsdp->staged_from_kept) {
-        device_copy(fsdp->full, fsdp->staging, bytes_of(fsdp->settings.param_dtype, u->full),
-                    stream);
-        return;
-    }
-    for (int i = u->first; i < u->first + u->count; i++)
-        place_rows(fsdp, i, stream);
+    fsdp->coming = NO_UNIT;
+    if (!fsdp->coming_in_place)
+        for (int i = u->first; i < u->first + u->count; i++)
+            place_rows(fsdp, i, stream);
+    else if (!stays(fsdp))
+        fsdp->in_use = 1 - fsdp->in_use;
 }
 
 void fsdp_release(Fsdp *fsdp, int unit, Stream stream)
@@ -303,7 +352,7 @@ void fsdp_release(Fsdp *fsdp, int unit, Stream stream)
         return;
     fsdp->has_kept[unit] = true;
     device_copy(fsdp->kept + bytes_of(dtype, u->kept_first),
-                fsdp->full + bytes_of(dtype, fsdp->settings.kept.rank * u->kept),
+                full_of(fsdp, unit) + bytes_of(dtype, fsdp->settings.kept.rank * u->kept),
                 bytes_of(dtype, u->kept), stream);
 }
 
@@ -334,29 +383,39 @@ static void pack_gradient(Fsdp *fsdp, int index, char *send, Stream stream)
     }
 }
 
-// What stands packed at `send`, summed over the group and added to the shards.
+static void reduce_scatter(const Fsdp *fsdp, int g, const void *in, int64_t count, float *out)
+{
+    ordered_reduce_scatter(&(OrderedScatter){.comm = fsdp->settings.group[g].shard,
+                                             .count = count,
+                                             .wire = fsdp->settings.wire_dtype,
+                                             .in = in,
+                                             .out = out,
+                                             .scratch = fsdp->scratch},
+                           fsdp->reduce);
+}
+
+// The sum over the group of what stands packed at `send`, or of gradients where they were made,
+// into the shards.
 static void reduce_bucket(Fsdp *fsdp, int unit, int g, const char *send)
 {
     const FsdpSettings *s = &fsdp->settings;
-    const FsdpBucket *bucket = &fsdp->plan.unit[unit].bucket[g];
+    const FsdpUnit *u = &fsdp->plan.unit[unit];
+    const FsdpBucket *bucket = &u->bucket[g];
     float *shard = fsdp->gradients + bucket->flat;
-    ordered_reduce_scatter(&(OrderedScatter){.comm = s->group[g].shard,
-                                             .count = bucket->shard,
-                                             .wire = s->wire_dtype,
-                                             .in = send,
-                                             .out = fsdp->summed,
-                                             .scratch = fsdp->scratch},
-                           fsdp->reduce);
+    if (!fsdp_reduces_in_place(s, bucket))
+        reduce_scatter(fsdp, g, send, bucket->shard, shard);
+    else
+        for (int i = u->first; i < u->first + u->count; i++)
+            if (s->parameter[i].group == g)
+                reduce_scatter(fsdp, g, fsdp_gradient(fsdp, i),
+                               shard_elements(&s->parameter[i], &fsdp->plan.place[i]),
+                               shard + fsdp->plan.place[i].shard);
     ordered_all_reduce(&(OrderedReduce){.comm = s->group[g].replica,
                                         .count = bucket->shard,
                                         .wire = s->wire_dtype,
-                                        .values = fsdp->summed,
+                                        .values = shard,
                                         .scratch = fsdp->scratch},
                        fsdp->reduce);
-    add_rows(
-        &(AddRows){
-            .count = bucket->shard, .dtype = DTYPE_F32, .a = shard, .b = fsdp->summed, .y = shard},
-        fsdp->reduce);
 }
 
 static void wait_for_reductions(Fsdp *fsdp, Stream stream)
@@ -387,10 +446,13 @@ void fsdp_reduce(Fsdp *fsdp, int unit, bool last, Stream stream)
     for (int g = 0; g < FSDP_GROUPS; g++) {
         send[g] = at;
         int64_t all = u->bucket[g].shard * s->group[g].shard.ranks;
+        if (fsdp_reduces_in_place(s, &u->bucket[g]))
+            continue;
         at += (bytes_of(s->wire_dtype, all) + 255) / 256 * 256;
     }
     for (int i = u->first; i < u->first + u->count; i++)
-        pack_gradient(fsdp, i, send[s->parameter[i].group], stream);
+        if (!fsdp_reduces_in_place(s, &u->bucket[s->parameter[i].group]))
+            pack_gradient(fsdp, i, send[s->parameter[i].group], stream);
     stream_wait_stream(fsdp->reduce, stream);
     intervals_begin(&fsdp->at_reduce, fsdp->reduce);
     for (int g = 0; g < FSDP_GROUPS; g++)

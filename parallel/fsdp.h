@@ -8,7 +8,10 @@
 //   shards  f32, always there: values, gradients, and what the optimizer adds
 //   gather  cast to the parameter type, all-gather of the bucket, rows put in order
 //   reduce  rows of the f32 gradient padded and cast to the wire type, reduce-scatter in rank order
-//           (ordered.h), added to the shard's gradient; then an all-reduce over the replicas
+//           (ordered.h) into the shard's gradient; then an all-reduce over the replicas
+//
+// Where ranks divide every parameter of a bucket evenly, each is gathered straight into its place,
+// and in f32 reduced from where its gradient was made: nothing is put in order or packed.
 //
 // Memory of gathered values: one unit in use and one on its way, never more: the peak is at most
 // the shards plus two gathered units (fsdp_create asserts it; with reshard off all units stay).
@@ -29,7 +32,7 @@ typedef struct FsdpParameter {
 
 int64_t fsdp_elements(const FsdpParameter *parameter); // Local. Without room
 
-enum { FSDP_GROUPS = 2 };
+enum { FSDP_GROUPS = 2, FSDP_SLOTS = 2 };
 typedef struct FsdpGroup {
     Comm shard, replica; // divide the parameters; hold the same shards
 } FsdpGroup;
@@ -54,10 +57,12 @@ typedef struct FsdpBucket {
     int64_t shard;        // this rank's part of the bucket, padding included
     int64_t flat;         // where it begins in the flat arrays of all shards
     int64_t staged_bytes; // where its gathered form begins in the staging buffer
+    bool even;            // every rank holds whole rows of each parameter, equally many
 } FsdpBucket;
 typedef struct FsdpUnit {
     FsdpBucket bucket[FSDP_GROUPS];
     int first, count;         // parameters
+    bool in_place;            // all buckets are even: gathered where it is used
     int64_t full;             // gathered copy, gaps and room included
     int64_t full_first;       // where it begins when all units stay
     int64_t kept, kept_first; // with reshard K: this rank's piece
@@ -72,11 +77,13 @@ typedef struct FsdpPlace {
 typedef struct FsdpPlan {
     int64_t flat, full, kept; // sums over units
     int64_t full_max;         // largest unit
-    int64_t shard_max;        // largest bucket's part
+    int64_t cast_max;         // largest bucket's part that is gathered by way of staging
     uint64_t staged_bytes_max, send_bytes_max;
     FsdpUnit *unit;   // [units]
     FsdpPlace *place; // [parameters]
 } FsdpPlan;
+// Local. Whether its gradients travel from where they are made.
+bool fsdp_reduces_in_place(const FsdpSettings *settings, const FsdpBucket *bucket);
 FsdpPlan fsdp_plan_create(const FsdpSettings *settings); // Local
 void fsdp_plan_destroy(FsdpPlan *plan);                  // Local
 
@@ -93,6 +100,9 @@ typedef struct FsdpMemory {
     uint64_t shard_bytes;    // values
     uint64_t gathered_bytes; // in use and on their way
     uint64_t largest_bytes;  // one gathered unit, padding included
+    // The unit in use and the next one, or, with reshard off, all units and what is being staged.
+    uint64_t slot_bytes[FSDP_SLOTS];
+    uint64_t full_gradient_bytes; // of whole parameters: two units, or all that accumulate
     uint64_t gradient_bytes, send_bytes;
 } FsdpMemory;
 FsdpMemory fsdp_memory(const FsdpSettings *settings, const FsdpPlan *plan); // Local
@@ -118,7 +128,7 @@ float *fsdp_gradients(const Fsdp *fsdp);
 int64_t fsdp_shard_offset(const Fsdp *fsdp, int parameter);
 
 // All below: Collective(the groups), Enqueues(stream), in the same order on every rank.
-void fsdp_step_begin(Fsdp *fsdp, Stream stream); // values may have changed; gradients become zero
+void fsdp_step_begin(Fsdp *fsdp, Stream stream); // values may have changed
 void fsdp_prefetch(Fsdp *fsdp, int unit, bool backward, Stream stream);
 void fsdp_use(Fsdp *fsdp, int unit, bool backward, Stream stream);
 void fsdp_release(Fsdp *fsdp, int unit, Stream stream); // after the unit's forward
@@ -126,6 +136,7 @@ void fsdp_release(Fsdp *fsdp, int unit, Stream stream); // after the unit's forw
 void *fsdp_value(const Fsdp *fsdp, int parameter);
 // Local. Where the unit's backward writes: f32 [rows, columns]; from use to fsdp_reduce.
 float *fsdp_gradient(const Fsdp *fsdp, int parameter);
-// After the unit's backward; `last` micro-batch: the gradient travels, otherwise it stays.
+// After the unit's backward; `last` micro-batch: the gradient travels and its sum replaces the
+// shards' gradients, otherwise it stays.
 void fsdp_reduce(Fsdp *fsdp, int unit, bool last, Stream stream);
 void fsdp_step_end(Fsdp *fsdp, Stream stream); // the stream waits for all reductions

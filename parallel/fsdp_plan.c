@@ -41,6 +41,18 @@ static void place_parameter(const FsdpSettings *settings, FsdpPlan *plan, int in
     unit->full = place->full + p->outer * p->room_rows * p->columns;
     if (unit->count++ == 0)
         unit->first = index;
+    bool even = shard.ranks == 1 || (p->outer == 1 && p->rows % shard.ranks == 0);
+    unit->bucket[p->group].even = unit->bucket[p->group].even && even;
+}
+
+static uint64_t rounded_bytes(DType dtype, int64_t count)
+{
+    return (dtype_bytes(dtype, (uint64_t)count) + 255) / 256 * 256;
+}
+
+bool fsdp_reduces_in_place(const FsdpSettings *settings, const FsdpBucket *bucket)
+{
+    return bucket->even && settings->wire_dtype == DTYPE_F32;
 }
 
 // Sizes of a unit whose parameters stand, and its place among the others.
@@ -48,22 +60,25 @@ static void finish_unit(const FsdpSettings *settings, FsdpPlan *plan, FsdpUnit *
 {
     uint64_t send_bytes = 0;
     unit->full = round_up(unit->full, ALIGN_ELEMENTS);
+    unit->in_place = true;
+    for (int g = 0; g < FSDP_GROUPS; g++)
+        unit->in_place = unit->in_place && unit->bucket[g].even;
     for (int g = 0; g < FSDP_GROUPS; g++) {
         FsdpBucket *bucket = &unit->bucket[g];
         bucket->flat = plan->flat;
         plan->flat += bucket->shard;
-        plan->shard_max = bucket->shard > plan->shard_max ? bucket->shard : plan->shard_max;
         bucket->staged_bytes = (int64_t)unit->staged_bytes;
         int64_t all = bucket->shard * settings->group[g].shard.ranks;
-        unit->staged_bytes += (dtype_bytes(settings->param_dtype, (uint64_t)all) + 255) / 256 * 256;
-        send_bytes += (dtype_bytes(settings->wire_dtype, (uint64_t)all) + 255) / 256 * 256;
+        if (!unit->in_place) {
+            unit->staged_bytes += rounded_bytes(settings->param_dtype, all);
+            plan->cast_max = bucket->shard > plan->cast_max ? bucket->shard : plan->cast_max;
+        }
+        if (!fsdp_reduces_in_place(settings, bucket))
+            send_bytes += rounded_bytes(settings->wire_dtype, all);
     }
     if (settings->reshard > 1) {
         unit->kept = round_up(shard_size(unit->full, settings->kept.ranks), ALIGN_ELEMENTS);
-        int64_t all = unit->kept * settings->kept.ranks;
-        unit->full = all;
-        unit->staged_bytes =
-            larger(unit->staged_bytes, dtype_bytes(settings->param_dtype, (uint64_t)all));
+        unit->full = unit->kept * settings->kept.ranks;
     }
     unit->full_first = plan->full;
     unit->kept_first = plan->kept;
@@ -80,6 +95,9 @@ FsdpPlan fsdp_plan_create(const FsdpSettings *settings)
                      .place = calloc((size_t)settings->parameters, sizeof(FsdpPlace))};
     CHECK(plan.unit && plan.place, EXIT_CODE_HARDWARE, "free some memory",
           "no memory for a plan of %d parameters", settings->parameters);
+    for (int unit = 0; unit < settings->units; unit++)
+        for (int g = 0; g < FSDP_GROUPS; g++)
+            plan.unit[unit].bucket[g].even = true;
     for (int i = 0; i < settings->parameters; i++) {
         CHECK_RULE(i == 0 || settings->parameter[i].unit >= settings->parameter[i - 1].unit);
         place_parameter(settings, &plan, i);
@@ -129,13 +147,15 @@ FsdpMemory fsdp_memory(const FsdpSettings *settings, const FsdpPlan *plan)
     DType dtype = settings->param_dtype;
     FsdpMemory memory = {.shard_bytes = dtype_bytes(DTYPE_F32, (uint64_t)plan->flat),
                          .send_bytes = plan->send_bytes_max};
-    int64_t in_use = settings->reshard == FSDP_RESHARD_NO ? plan->full : plan->full_max;
-    memory.gathered_bytes =
-        dtype_bytes(dtype, (uint64_t)(in_use + plan->kept)) + plan->staged_bytes_max;
     memory.largest_bytes =
         larger(plan->staged_bytes_max, dtype_bytes(dtype, (uint64_t)plan->full_max));
-    int64_t gradients = settings->accumulates ? plan->full : plan->full_max;
-    memory.gradient_bytes =
-        dtype_bytes(DTYPE_F32, (uint64_t)(gradients + plan->flat + plan->shard_max));
+    bool stay = settings->reshard == FSDP_RESHARD_NO;
+    memory.slot_bytes[0] = stay ? dtype_bytes(dtype, (uint64_t)plan->full) : memory.largest_bytes;
+    memory.slot_bytes[1] = stay ? plan->staged_bytes_max : memory.largest_bytes;
+    memory.gathered_bytes =
+        memory.slot_bytes[0] + memory.slot_bytes[1] + dtype_bytes(dtype, (uint64_t)plan->kept);
+    int64_t full = settings->accumulates ? plan->full : FSDP_SLOTS * plan->full_max;
+    memory.full_gradient_bytes = dtype_bytes(DTYPE_F32, (uint64_t)full);
+    memory.gradient_bytes = memory.shard_bytes + memory.full_gradient_bytes;
     return memory;
 }

@@ -47,12 +47,16 @@ static void check_all_gather(const TestJob *job)
         uint8_t *mine = host_memory(bytes), *all = host_memory(bytes * (uint64_t)comm.ranks);
         for (uint64_t i = 0; i < bytes; i++)
             mine[i] = byte_of(job, comm.rank, 0, i);
-        for (int host = 0; host < 2; host++) {
+        enum { HOST_VALUES, IN_PLACE, APART, WAYS };
+        for (int way = 0; way < WAYS; way++) {
+            uint8_t *own = all + (uint64_t)comm.rank * bytes;
             memset(all, 0xEE, bytes * (uint64_t)comm.ranks);
-            if (host)
+            if (way == IN_PLACE && bytes > 0)
+                memcpy(own, mine, bytes);
+            if (way == HOST_VALUES)
                 comm_gather_host(comm, mine, all, bytes);
             else
-                comm_all_gather(comm, mine, all, bytes, job->stream);
+                comm_all_gather(comm, way == IN_PLACE ? own : mine, all, bytes, job->stream);
             for (int rank = 0; rank < comm.ranks; rank++)
                 expect_block(job, all + (uint64_t)rank * bytes, bytes, rank, 0);
         }

@@ -33,13 +33,14 @@ static void draw_parameters(Case *c)
 {
     static const int64_t rows[] = {1, 2, 3, 5, 7, 8, 20, 0, 13};
     int unit = 0;
+    bool even = draw(c, 2) == 0; // over any number of ranks up to 8, but 5 and 7
     c->settings.units = 1 + (int)draw(c, UNITS_MAX);
     for (int i = 0; i < PARAMETERS_MAX; i++) {
         FsdpParameter *p = &c->parameter[i];
         p->unit = unit;
         p->group = (int)draw(c, FSDP_GROUPS);
-        p->outer = draw(c, 3) ? 1 : 1 + draw(c, 3);
-        p->rows = rows[draw(c, COUNT_OF(rows))];
+        p->outer = even || draw(c, 3) ? 1 : 1 + draw(c, 3);
+        p->rows = even && draw(c, 20) ? 24 * (1 + draw(c, 2)) : rows[draw(c, COUNT_OF(rows))];
         p->columns = 1 + draw(c, 5);
         p->room_rows = p->rows + (p->outer == 1 ? draw(c, 3) : 0);
         p->partial = draw(c, 4) == 0;
