@@ -10,6 +10,7 @@
 #include "harness/json.h"
 #include "quant/format.h"
 #include "quant/format_e8m0.h"
+#include "quant/format_e8m0_llvm.h"
 #include "quant/rounding_reference.h"
 #include "results/table.h"
 
@@ -60,8 +61,16 @@ static int code_of(const Format *format, int encoder, uint32_t f32_bits)
     return (int)format->encoders[encoder].encode(format_f32_value(f32_bits));
 }
 
+static bool has_llvm(void)
+{
+    return format_e8m0_llvm_code != NULL;
+}
+
+// Of the LLVM that was there when this was built; else as recorded.
 static int llvm_code_of(uint32_t f32_bits)
 {
+    if (has_llvm())
+        return format_e8m0_llvm_code(format_f32_value(f32_bits));
     for (const FormatE8m0Record *record = format_e8m0_llvm; record->what; record++)
         if (record->f32_bits == f32_bits)
             return record->code;
@@ -81,7 +90,10 @@ static Table *create_table(const Format *format, const char *const *titles, int 
         snprintf(convention[i], CELL_BYTES, ">%s", format->encoders[i].name);
         columns[count++] = convention[i];
     }
-    columns[count] = ">llvm";
+    char llvm[CELL_BYTES] = ">llvm";
+    if (has_llvm())
+        snprintf(llvm, sizeof(llvm), ">llvm %s", format_e8m0_llvm_version());
+    columns[count] = llvm;
     return table_create(columns);
 }
 
@@ -228,11 +240,12 @@ static void print_checks(const Format *format, const RoundingCheck *checks)
 
 static void print_tables(const Format *format, const Params *params, const RoundingCheck *checks)
 {
-    printf(
-        "f32 to e8m0, code in hex; * marks what torch does otherwise; llvm: recorded results\n\n");
+    printf("f32 to e8m0, code in hex; * marks what torch does otherwise; llvm: %s results\n\n",
+           has_llvm() ? "its own" : "recorded");
     print_records(format);
     printf("\nguard, round and sticky bit in every exponent field E; E+0 is down, E+1 up; behind"
-           " llvm: how many were recorded\n\n");
+           " llvm: how many exponents were %s\n\n",
+           has_llvm() ? "asked" : "recorded");
     if (params->every)
         print_every_case(format);
     else
@@ -296,6 +309,8 @@ static void print_json(const Format *format, const Params *params, const Roundin
         json_append(inputs, json_set(row, "codes", codes_json(format, record->f32_bits)));
     }
     json_set(report, "inputs", inputs);
+    json_set(report, "llvm_version",
+             has_llvm() ? json_text(format_e8m0_llvm_version()) : json_null());
     json_set(report, "cases", cases_json(format));
     json_set(report, "exhaustive", params->exhaustive ? checks_json(format, checks) : json_null());
     char *text = json_print(report, true);
@@ -328,8 +343,10 @@ const Command command_e8m0 = {
     .name = "e8m0",
     .summary = "how libraries round an f32 to a power-of-two scale, all conventions side by side",
     .usage = "",
-    .notes = "llvm is what one development build before LLVM 20 gave; - was not recorded.\n"
-             "--exhaustive: exit code 1 if a float is not rounded as its convention defines.",
+    .notes =
+        "llvm: of the LLVM (20 or later) that was found when this was built; without one, what a\n"
+        "development build before LLVM 20 gave, and - was not recorded.\n"
+        "--exhaustive: exit code 1 if a float is not rounded as its convention defines.",
     .options = options,
     .params_bytes = sizeof(Params),
     .positionals_max = 0,
