@@ -30,7 +30,9 @@ if(CMAKE_CXX_COMPILER)
         number.convert(llvm::APFloat::Float8E8M0FNU(), llvm::APFloat::rmNearestTiesToEven, &loses);
         return loses;
     }" have_llvm_e8m0)
-  set(have_llvm ${have_llvm_e8m0})
+  if(have_llvm_e8m0)
+    set(have_llvm TRUE)
+  endif()
   unset(CMAKE_REQUIRED_FLAGS)
   unset(CMAKE_REQUIRED_INCLUDES)
   unset(CMAKE_REQUIRED_LIBRARIES)
