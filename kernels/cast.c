@@ -3,7 +3,7 @@
 //
 // Limits: memory for most; the divisions of the rules that divide (a vector division each 8 to 10
 // cycles) for fp8 and RANGE.
-#include "kernels/cast_loop.h"
+#include "kernels/cast_isa.h"
 
 #include <omp.h>
 
@@ -15,55 +15,6 @@ enum {
     STACKED_ROWS = 32,
     PARALLEL_MIN = 1 << 16, // elements below which threads are not woken
 };
-
-// The choices of a rule that are constants in a copy of the loops.
-typedef struct CastVariant {
-    QuantMethod method;
-    QuantCode code;
-    CodeLayout layout;
-    QuantQuotient quotient;
-    bool ranged; // needs minimum and maximum
-} CastVariant;
-
-// X(name, method, code, layout, quotient, ranged)
-#define CAST_VARIANTS(X)                                                                           \
-    X(fp8_divide, QUANT_SYMMETRIC, CODE_E4M3, CODES_BYTES, QUOTIENT_DIVIDE, 0)                     \
-    X(fp8_multiply, QUANT_SYMMETRIC, CODE_E4M3, CODES_BYTES, QUOTIENT_RECIPROCAL, 0)               \
-    X(fp8_input, QUANT_SYMMETRIC, CODE_E4M3, CODES_BYTES, QUOTIENT_DIVIDE_INPUT, 0)                \
-    X(int8_multiply, QUANT_SYMMETRIC, CODE_INT8, CODES_BYTES, QUOTIENT_RECIPROCAL, 0)              \
-    X(int8_input, QUANT_SYMMETRIC, CODE_INT8, CODES_BYTES, QUOTIENT_DIVIDE_INPUT, 0)               \
-    X(int4_multiply, QUANT_SYMMETRIC, CODE_INT4, CODES_PAIRS, QUOTIENT_RECIPROCAL, 0)              \
-    X(int4_divide, QUANT_SYMMETRIC, CODE_INT4, CODES_PAIRS, QUOTIENT_DIVIDE, 0)                    \
-    X(int4_input, QUANT_SYMMETRIC, CODE_INT4, CODES_BYTES, QUOTIENT_DIVIDE_INPUT, 0)               \
-    X(int4_inputs, QUANT_SYMMETRIC, CODE_INT4, CODES_BYTES, QUOTIENT_RECIPROCAL_INPUT, 0)          \
-    X(range, QUANT_RANGE, CODE_INT4, CODES_PAIRS, 0, 1)                                            \
-    X(tile, QUANT_TILE, CODE_INT4, CODES_TILED, 0, 1)                                              \
-    X(zero_point, QUANT_ZERO_POINT, CODE_INT8, CODES_BYTES, 0, 1)                                  \
-    X(zero_point_ct, QUANT_ZERO_POINT_CT, CODE_INT4, CODES_BYTES, 0, 1)                            \
-    X(mxfp8, QUANT_MX, CODE_E4M3, CODES_BYTES, 0, 0)                                               \
-    X(mxfp4, QUANT_MX, CODE_E2M1, CODES_PAIRS, 0, 0)                                               \
-    X(nvfp4, QUANT_NVFP4, CODE_E2M1, CODES_PAIRS, 0, 0)                                            \
-    X(nvfp4_ct, QUANT_NVFP4_CT, CODE_E2M1, CODES_PAIRS, 0, 0)
-
-#define VARIANT_KEY(name, ...) {__VA_ARGS__},
-static const CastVariant variants[] = {CAST_VARIANTS(VARIANT_KEY)};
-enum { VARIANTS = COUNT_OF(variants) };
-
-FORMAT_INLINE void band_run(const CastBand *band, const CastVariant *constant, DType input)
-{
-    QuantContext context = band->context;
-    context.input = input;
-    context.rule.method = constant->method;
-    context.rule.code = constant->code;
-    context.rule.code_layout = constant->layout;
-    context.rule.quotient = constant->quotient;
-    if (constant->layout == CODES_TILED)
-        cast_tile(band, &context);
-    else if (band->group)
-        cast_groups(band, &context, constant->ranged);
-    else
-        cast_uniform(band, &context, constant->ranged);
-}
 
 #define AMAX(isa, target)                                                                          \
     target static float isa##_amax(DType input, const void *values, int64_t count)                 \
@@ -80,7 +31,7 @@ static bool portable_supported(void)
 
 static void portable_band(const CastBand *band)
 {
-    band_run(band, &variants[band->variant], band->context.input);
+    cast_band_run(band, &cast_variants[band->variant], band->context.input);
 }
 
 AMAX(portable, )
@@ -88,26 +39,28 @@ static const CastLoops portable_loops = {"portable", portable_supported, portabl
                                          portable_amax};
 
 #if defined(__x86_64__)
-// One instruction set: a function per variant and input type, and the row of the table.
-#define VARIANT_BODY(name, target, input, ...)                                                     \
-    target static void name(const CastBand *band)                                                  \
-    {                                                                                              \
-        band_run(band, &(const CastVariant){__VA_ARGS__}, input);                                  \
-    }
-#define ISA(isa, target)                                                                           \
-    CAST_VARIANTS(isa##_VARIANT)                                                                   \
-    static void (*const isa##_bands[VARIANTS][2])(const CastBand *) = {                            \
-        CAST_VARIANTS(isa##_ENTRY)};                                                               \
-    static void isa##_band(const CastBand *band)                                                   \
-    {                                                                                              \
-        isa##_bands[band->variant][band->context.input == DTYPE_F32](band);                        \
-    }                                                                                              \
-    AMAX(isa, target)                                                                              \
-    static const CastLoops isa##_loops = {#isa, isa##_supported, isa##_band, isa##_amax};
+#define CAST_COUNT_ONE(...) +1
+// In the order of CAST_VARIANTS.
+static const struct CastFamily {
+    const CastBandTable *bands;
+    int variants;
+} cast_families[] = {
+    {cast_bands_fp8, CAST_VARIANTS_FP8(CAST_COUNT_ONE)},
+    {cast_bands_fp4, CAST_VARIANTS_FP4(CAST_COUNT_ONE)},
+    {cast_bands_int8, CAST_VARIANTS_INT8(CAST_COUNT_ONE)},
+    {cast_bands_int4, CAST_VARIANTS_INT4(CAST_COUNT_ONE)},
+};
 
-#define TARGET_AVX2 __attribute__((target("avx2")))
-#define TARGET_AVX512                                                                              \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")))
+static CastBandRun band_of_family(CastIsa isa, const CastBand *band)
+{
+    int variant = band->variant;
+    for (const struct CastFamily *family = cast_families;
+         family < cast_families + COUNT_OF(cast_families); variant -= family->variants, family++)
+        if (variant < family->variants)
+            return family->bands[variant][isa][band->context.input == DTYPE_F32];
+    CHECK_RULE(false);
+    return NULL;
+}
 
 static bool avx2_supported(void)
 {
@@ -120,16 +73,20 @@ static bool avx512_supported(void)
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
-#define avx2_VARIANT(name, ...)                                                                    \
-    VARIANT_BODY(avx2_##name##_bf16, TARGET_AVX2, DTYPE_BF16, __VA_ARGS__)                         \
-    VARIANT_BODY(avx2_##name##_f32, TARGET_AVX2, DTYPE_F32, __VA_ARGS__)
-#define avx2_ENTRY(name, ...) {avx2_##name##_bf16, avx2_##name##_f32},
-ISA(avx2, TARGET_AVX2)
-#define avx512_VARIANT(name, ...)                                                                  \
-    VARIANT_BODY(avx512_##name##_bf16, TARGET_AVX512, DTYPE_BF16, __VA_ARGS__)                     \
-    VARIANT_BODY(avx512_##name##_f32, TARGET_AVX512, DTYPE_F32, __VA_ARGS__)
-#define avx512_ENTRY(name, ...) {avx512_##name##_bf16, avx512_##name##_f32},
-ISA(avx512, TARGET_AVX512)
+static void avx2_band(const CastBand *band)
+{
+    band_of_family(CAST_AVX2, band)(band);
+}
+
+static void avx512_band(const CastBand *band)
+{
+    band_of_family(CAST_AVX512, band)(band);
+}
+
+AMAX(avx2, CAST_TARGET_AVX2)
+AMAX(avx512, CAST_TARGET_AVX512)
+static const CastLoops avx2_loops = {"avx2", avx2_supported, avx2_band, avx2_amax};
+static const CastLoops avx512_loops = {"avx512", avx512_supported, avx512_band, avx512_amax};
 #define X86_LOOPS &avx512_loops, &avx2_loops,
 #else
 #define X86_LOOPS
@@ -151,19 +108,6 @@ const CastLoops *cast_loops_best(void)
 
 // ---- which loops fit ----
 
-static int variant_of(const QTensor *to)
-{
-    const QuantRule *rule = &to->rule;
-    for (int i = 0; i < VARIANTS; i++) {
-        const CastVariant *v = &variants[i];
-        bool quotient_matters = v->method == QUANT_SYMMETRIC;
-        if (v->method == rule->method && v->code == rule->code && v->layout == to->code_layout &&
-            (!quotient_matters || v->quotient == rule->quotient))
-            return i;
-    }
-    return -1;
-}
-
 bool cast_is_fast(const QTensor *to)
 {
     int group = to->rule.block_columns;
@@ -172,7 +116,7 @@ bool cast_is_fast(const QTensor *to)
     bool plain = to->rule.pad_rows == 1 && to->rule.pad_columns == 1;
     bool tiled = to->code_layout == CODES_TILED && to->scale_layout == SCALES_PAIRED &&
                  to->rule.pad_rows == CAST_TILE_ROWS && to->rule.pad_columns == CAST_CHUNK;
-    return variant_of(to) >= 0 && to->columns % 2 == 0 && (power_of_two || whole) &&
+    return cast_variant_of(to) >= 0 && to->columns % 2 == 0 && (power_of_two || whole) &&
            (plain || tiled);
 }
 
@@ -192,7 +136,7 @@ static CastBand band_of(const Cast *args, int64_t matrix, int64_t row, int64_t r
         .context = {.rule = q->rule,
                     .input = q->input,
                     .tensor_scale = q->rule.two_level ? q->tensor_scales[matrix] : 1.0f},
-        .variant = variant_of(q),
+        .variant = cast_variant_of(q),
         .rows = rows < q->rows - row ? rows : q->rows - row,
         .columns = q->columns,
         .group = q->rule.block_columns,

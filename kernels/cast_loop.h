@@ -10,12 +10,8 @@
 // are constants in every copy.
 #pragma once
 
-#include "kernels/cast.h"
+#include "kernels/cast_variant.h"
 #include "kernels/cpu_math.h"
-#include "quant/method_affine.h"
-#include "quant/method_mx.h"
-#include "quant/method_nvfp4.h"
-#include "quant/method_symmetric.h"
 
 enum {
     CAST_WORDS = 512, // of a chunk
@@ -170,75 +166,6 @@ FORMAT_INLINE void cast_reduce(bool ranged, int64_t words, int64_t words_per_gro
         cast_reduce_one(false, words, words_per_group, s->low);
         cast_reduce_one(true, words, words_per_group, s->high);
     }
-}
-
-// ---- one block, one element ----
-
-FORMAT_INLINE QuantBlock cast_choose(const QuantContext *context, QuantStatistics s)
-{
-    switch (context->rule.method) { // a constant in every copy
-    case QUANT_SYMMETRIC:
-        return quant_symmetric_choose(context, s);
-    case QUANT_RANGE:
-        return quant_range_choose(context, s);
-    case QUANT_TILE:
-        return quant_tile_choose(context, s);
-    case QUANT_ZERO_POINT:
-        return quant_zero_point_choose(context, s);
-    case QUANT_ZERO_POINT_CT:
-        return quant_zero_point_ct_choose(context, s);
-    case QUANT_MX:
-        return quant_mx_choose(context, s);
-    case QUANT_NVFP4:
-        return quant_nvfp4_choose(context, s);
-    default:
-        return quant_nvfp4_ct_choose(context, s);
-    }
-}
-
-FORMAT_INLINE uint32_t cast_encode(const QuantContext *context, const QuantBlock *block, float x)
-{
-    switch (context->rule.method) {
-    case QUANT_SYMMETRIC:
-        return quant_symmetric_encode(context, block, x);
-    case QUANT_RANGE:
-        return quant_range_encode(block, x);
-    case QUANT_TILE:
-        return quant_tile_encode(context, block, x);
-    case QUANT_ZERO_POINT:
-        return quant_zero_point_encode(context, block, x);
-    case QUANT_ZERO_POINT_CT:
-        return quant_zero_point_ct_encode(context, block, x);
-    case QUANT_MX:
-        return quant_mx_encode(context, block, x);
-    case QUANT_NVFP4:
-        return quant_nvfp4_encode(block, x);
-    default:
-        return quant_nvfp4_ct_encode(block, x);
-    }
-}
-
-// As a byte of its own holds it: int4 keeps its sign.
-FORMAT_INLINE uint32_t cast_byte(const QuantRule *rule, uint32_t bits)
-{
-    bool extends = rule->code == CODE_INT4 && rule->code_layout == CODES_BYTES;
-    return extends ? ((bits ^ 8u) - 8u) & 0xFFu : bits;
-}
-
-// Which of a block's numbers the elements' arithmetic reads.
-FORMAT_INLINE bool cast_divides(const QuantRule *rule)
-{
-    bool symmetric = rule->quotient == QUOTIENT_DIVIDE || rule->quotient == QUOTIENT_DIVIDE_INPUT;
-    return rule->method == QUANT_SYMMETRIC
-               ? symmetric
-               : rule->method == QUANT_RANGE || rule->method == QUANT_TILE ||
-                     rule->method == QUANT_ZERO_POINT_CT || rule->method == QUANT_NVFP4_CT;
-}
-
-FORMAT_INLINE bool cast_shifts(const QuantRule *rule)
-{
-    return rule->method == QUANT_RANGE || rule->method == QUANT_TILE ||
-           rule->method == QUANT_ZERO_POINT || rule->method == QUANT_ZERO_POINT_CT;
 }
 
 // Both codes of each word: side by side as they are stored (PAIRS, BYTES), or the odd one at

@@ -39,6 +39,16 @@ FORMAT_INLINE uint32_t format_f32_magnitude(float value)
     return format_f32_bits(value) & 0x7FFFFFFFu;
 }
 
+// a + b, rounded on its own: nvcc would make a * b + c one step.
+FORMAT_INLINE float format_f32_sum(float a, float b)
+{
+#ifdef __CUDA_ARCH__
+    return __fadd_rn(a, b);
+#else
+    return a + b;
+#endif
+}
+
 FORMAT_INLINE uint32_t format_minimum(uint32_t a, uint32_t b)
 {
     return a < b ? a : b;

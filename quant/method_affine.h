@@ -22,7 +22,7 @@
 
 FORMAT_INLINE QuantBlock quant_range_choose(const QuantContext *context, QuantStatistics s)
 {
-    QuantBlock block = {0};
+    QuantBlock block = {0, 0, 0, 0, 0};
     block.scale = quant_at_least(s.maximum - s.minimum, context->rule.amax_minimum);
     block.scale *= 1.0f / 15.0f;
     block.zero = s.minimum;
@@ -40,7 +40,7 @@ FORMAT_INLINE uint32_t quant_range_encode(const QuantBlock *block, float x)
 FORMAT_INLINE QuantBlock quant_tile_choose(const QuantContext *context, QuantStatistics s)
 {
     DType t = context->input;
-    QuantBlock block = {0};
+    QuantBlock block = {0, 0, 0, 0, 0};
     float range = quant_round(t, s.maximum - s.minimum);
     block.scale = quant_at_least(quant_round(t, range * (1.0f / 15.0f)), 0x1p-126f);
     float middle = quant_round(t, block.scale * 8.0f);
@@ -61,7 +61,7 @@ FORMAT_INLINE uint32_t quant_tile_encode(const QuantContext *context, const Quan
 FORMAT_INLINE QuantBlock quant_zero_point_choose(const QuantContext *context, QuantStatistics s)
 {
     DType t = context->input;
-    QuantBlock block = {0};
+    QuantBlock block = {0, 0, 0, 0, 0};
     float low = quant_select_f32(s.minimum > 0.0f, 0.0f, s.minimum);
     float high = quant_at_least(s.maximum, 0.0f);
     float range = quant_round(t, high - low);
@@ -85,7 +85,7 @@ FORMAT_INLINE uint32_t quant_zero_point_encode(const QuantContext *context, cons
 FORMAT_INLINE QuantBlock quant_zero_point_ct_choose(const QuantContext *context, QuantStatistics s)
 {
     DType t = context->input;
-    QuantBlock block = {0};
+    QuantBlock block = {0, 0, 0, 0, 0};
     float low = quant_select_f32(s.minimum > 0.0f, 0.0f, s.minimum);
     float high = quant_at_least(s.maximum, 0.0f);
     float scale = quant_round(t, quant_round(t, high - low) * (1.0f / 15.0f));

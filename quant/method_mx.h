@@ -60,7 +60,7 @@ FORMAT_INLINE uint32_t quant_mx_byte_ct(QuantCode code, float amax)
 FORMAT_INLINE QuantBlock quant_mx_choose(const QuantContext *context, QuantStatistics s)
 {
     const QuantRule *rule = &context->rule;
-    QuantBlock block = {0};
+    QuantBlock block = {0, 0, 0, 0, 0};
     uint32_t byte = rule->ct ? quant_mx_byte_ct(rule->code, s.amax)
                              : quant_mx_byte(rule->mx_mode, rule->code, s.amax);
     block.scale_bits = byte;

@@ -33,7 +33,7 @@ FORMAT_INLINE float quant_nvfp4_ct_tensor_scale(DType input, float amax)
 
 FORMAT_INLINE QuantBlock quant_nvfp4_choose(const QuantContext *context, QuantStatistics s)
 {
-    QuantBlock block = {0};
+    QuantBlock block = {0, 0, 0, 0, 0};
     float small = s.amax * (1.0f / 6.0f);
     float scale = context->rule.two_level ? small / context->tensor_scale : small;
     block.scale_bits = quant_e4m3(quant_clamp(scale, 0x1p-6f, 448.0f));
@@ -51,7 +51,7 @@ FORMAT_INLINE uint32_t quant_nvfp4_encode(const QuantBlock *block, float x)
 
 FORMAT_INLINE QuantBlock quant_nvfp4_ct_choose(const QuantContext *context, QuantStatistics s)
 {
-    QuantBlock block = {0};
+    QuantBlock block = {0, 0, 0, 0, 0};
     float small = quant_round(context->input, s.amax * (1.0f / 6.0f));
     float scale = quant_clamp(small * context->tensor_scale, -448.0f, 448.0f);
     block.scale_bits = quant_e4m3(scale);

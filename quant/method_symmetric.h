@@ -17,7 +17,7 @@ FORMAT_INLINE QuantBlock quant_symmetric_choose(const QuantContext *context, Qua
     const QuantRule *rule = &context->rule;
     DType input = (DType)quant_select(rule->in_f32, DTYPE_F32, context->input);
     DType rounding = (DType)quant_select(rule->scale_in_f32, DTYPE_F32, input);
-    QuantBlock block = {0};
+    QuantBlock block = {0, 0, 0, 0, 0};
     float amax = quant_at_least(s.amax, quant_round(input, rule->amax_minimum));
     float scale = quant_round(rounding, amax * (1.0f / rule->divisor));
     scale = quant_at_least(scale, quant_round(rounding, rule->scale_minimum));

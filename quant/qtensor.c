@@ -5,29 +5,19 @@
 #include "quant/qtensor.h"
 
 #include "quant/method_mx.h"
+#include "quant/place.h"
 #include "quant/recipe.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    SWIZZLE_ROWS = 128, // a tile of scales: 128 x 4 bytes
-    SWIZZLE_COLUMNS = 4,
-    TILE_ROWS = 8, // a tile of codes: 8 x 128
-    TILE_COLUMNS = 128,
-    DATA_ALIGN = 256,
-};
+enum { DATA_ALIGN = 256 };
 static const int64_t elements_max = INT64_MAX / 64; // padding grows a shape by far less than 64
 
 static int64_t divide_up(int64_t value, int64_t by)
 {
     return (value + by - 1) / by;
-}
-
-static int64_t round_up(int64_t value, int64_t multiple)
-{
-    return divide_up(value, multiple) * multiple;
 }
 
 // ---- plan ----
@@ -83,7 +73,8 @@ bool qtensor_plan(const QuantRule *rule, DType input, int rank, const int64_t *s
     for (int dim = 0; dim < rank; dim++) {
         int64_t extent = shape[dim];
         // Padding included, and as if no extent were 0, so that any part of the product fits.
-        int64_t padded = extent < elements_max ? round_up(extent < 1 ? 1 : extent, 1024) : extent;
+        int64_t padded =
+            extent < elements_max ? quant_round_up(extent < 1 ? 1 : extent, 1024) : extent;
         if (extent < 0 || padded > elements_max / elements)
             return error_set(error, EXIT_CODE_DATA, "sizes are counts of elements",
                              "dimension %d is %lld: more than 2^57 elements in all", dim,
@@ -107,12 +98,12 @@ bool qtensor_plan(const QuantRule *rule, DType input, int rank, const int64_t *s
 
 int64_t qtensor_padded_rows(const QTensor *q)
 {
-    return round_up(q->rows, q->rule.pad_rows);
+    return quant_round_up(q->rows, q->rule.pad_rows);
 }
 
 int64_t qtensor_padded_columns(const QTensor *q)
 {
-    return round_up(q->columns, q->rule.pad_columns);
+    return quant_round_up(q->columns, q->rule.pad_columns);
 }
 
 int64_t qtensor_block_rows(const QTensor *q)
@@ -144,55 +135,29 @@ int64_t qtensor_tensor_scales(const QTensor *q)
 
 // ---- places ----
 
-// Scales of one matrix, with padding.
-static int64_t scale_stride(const QTensor *q)
+static QuantGrid grid_of(const QTensor *q)
 {
-    int64_t rows = qtensor_grid_rows(q), columns = qtensor_grid_columns(q);
-    if (q->scale_layout == SCALES_SWIZZLED)
-        return round_up(rows, SWIZZLE_ROWS) * round_up(columns, SWIZZLE_COLUMNS);
-    return rows * columns * (q->scale_layout == SCALES_PAIRED ? 2 : 1);
+    return (QuantGrid){q->scale_layout, qtensor_grid_rows(q), qtensor_grid_columns(q)};
 }
 
 int64_t qtensor_scale_elements(const QTensor *q)
 {
-    return q->matrices * scale_stride(q);
+    return q->matrices * quant_scale_stride(grid_of(q));
 }
 
 int64_t qtensor_scale_index(const QTensor *q, int64_t matrix, int64_t block_row,
                             int64_t block_column)
 {
-    int64_t rows = qtensor_grid_rows(q), columns = qtensor_grid_columns(q);
-    int64_t first = matrix * scale_stride(q);
-    if (q->scale_layout == SCALES_PLAIN)
-        return first + block_row * columns + block_column;
-    if (q->scale_layout == SCALES_SWIZZLED) {
-        int64_t tile = block_row / SWIZZLE_ROWS * divide_up(columns, SWIZZLE_COLUMNS) +
-                       block_column / SWIZZLE_COLUMNS;
-        return first + tile * SWIZZLE_ROWS * SWIZZLE_COLUMNS + block_row % 32 * 16 +
-               block_row % SWIZZLE_ROWS / 32 * 4 + block_column % SWIZZLE_COLUMNS;
-    }
-    int64_t transposed = block_column * rows + block_row;
-    return first + (q->scale_layout == SCALES_PAIRED ? 2 * transposed : transposed);
-}
-
-// PyTorch's aten/src/ATen/native/cuda/int4mm.cu: word [rows / 8][columns / 128][t of 32][j of 4]
-// has row t / 4 and, from bit 0 up, columns c, c + 8, c + 16, c + 24, c + 1, c + 9, ... where c =
-// 32 j + 2 (t % 4).
-static int64_t tiled_bit(const QTensor *q, int64_t matrix, int64_t row, int64_t column)
-{
-    int64_t rows = qtensor_padded_rows(q), columns = qtensor_padded_columns(q);
-    int64_t tile = row / TILE_ROWS * (columns / TILE_COLUMNS) + column / TILE_COLUMNS;
-    int64_t j = column % TILE_COLUMNS / 32, within = column % 32;
-    int64_t t = row % TILE_ROWS * 4 + within % 8 / 2;
-    int64_t nibble = within / 8 + within % 2 * 4;
-    return matrix * rows * columns * 4 + ((tile * 32 + t) * 4 + j) * 32 + nibble * 4;
+    QuantGrid grid = grid_of(q);
+    return matrix * quant_scale_stride(grid) + quant_scale_place(grid, block_row, block_column);
 }
 
 int64_t qtensor_code_bit(const QTensor *q, int64_t matrix, int64_t row, int64_t column)
 {
+    int64_t columns = qtensor_padded_columns(q), first = matrix * qtensor_padded_rows(q) * columns;
     if (q->code_layout == CODES_TILED)
-        return tiled_bit(q, matrix, row, column);
-    int64_t element = (matrix * qtensor_padded_rows(q) + row) * qtensor_padded_columns(q) + column;
+        return first * 4 + quant_tiled_bit(columns, row, column);
+    int64_t element = first + row * columns + column;
     return element * (q->code_layout == CODES_PAIRS ? 4 : 8);
 }
 
@@ -283,16 +248,6 @@ static uint32_t load_bits(const void *data, DType dtype, int64_t index)
     return dtype == DTYPE_BF16 ? ((const uint16_t *)data)[index] : ((const uint8_t *)data)[index];
 }
 
-static void store_bits(void *data, DType dtype, int64_t index, uint32_t bits)
-{
-    if (dtype == DTYPE_F32)
-        ((uint32_t *)data)[index] = bits;
-    else if (dtype == DTYPE_BF16)
-        ((uint16_t *)data)[index] = (uint16_t)bits;
-    else
-        ((uint8_t *)data)[index] = (uint8_t)bits;
-}
-
 static float value_of_bits(DType dtype, uint32_t bits)
 {
     if (dtype == DTYPE_F32)
@@ -322,11 +277,11 @@ void qtensor_store_block(QTensor *q, int64_t matrix, int64_t block_row, int64_t 
                          const QuantBlock *block)
 {
     int64_t index = qtensor_scale_index(q, matrix, block_row, block_column);
-    store_bits(q->scales, q->rule.scale_dtype, index, block->scale_bits);
+    quant_store_bits(q->scales, q->rule.scale_dtype, index, block->scale_bits);
     if (q->rule.has_zeros && q->zeros)
-        store_bits(q->zeros, q->rule.zero_dtype, index, block->zero_bits);
+        quant_store_bits(q->zeros, q->rule.zero_dtype, index, block->zero_bits);
     else if (q->rule.has_zeros)
-        store_bits(q->scales, q->rule.zero_dtype, index + 1, block->zero_bits);
+        quant_store_bits(q->scales, q->rule.zero_dtype, index + 1, block->zero_bits);
 }
 
 void qtensor_clear_padding(QTensor *q)
@@ -386,7 +341,7 @@ static void locate(const QTensor *q, int64_t *matrix, int64_t *row)
 static void copy_codes(const QTensor *q, const Corner *from, QTensor *part, int64_t matrix)
 {
     int64_t rows = part->rank > 1 ? part->shape[part->rank - 2] : 1;
-    int64_t padded_rows = round_up(rows, part->rule.pad_rows);
+    int64_t padded_rows = quant_round_up(rows, part->rule.pad_rows);
     for (int64_t row = 0; row < padded_rows; row++)
         for (int64_t column = 0; column < qtensor_padded_columns(part); column++) {
             int64_t m = from->matrix + matrix, r = from->row + row, to_m = matrix, to_r = row;

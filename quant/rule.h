@@ -104,8 +104,12 @@ typedef struct QuantContext {
 
 FORMAT_INLINE uint32_t quant_select(bool condition, uint32_t yes, uint32_t no)
 {
+#ifdef __CUDA_ARCH__
+    return condition ? yes : no; // one instruction
+#else
     uint32_t mask = 0u - (uint32_t)condition;
     return (yes & mask) | (no & ~mask);
+#endif
 }
 
 FORMAT_INLINE float quant_select_f32(bool condition, float yes, float no)
@@ -155,7 +159,7 @@ FORMAT_INLINE float quant_clamp(float value, float low, float high)
 FORMAT_INLINE float quant_rint(float value)
 {
     const float shift = 12582912.0f;
-    float rounded = (value + shift) - shift;
+    float rounded = format_f32_sum(format_f32_sum(value, shift), -shift);
     return quant_select_f32(format_f32_magnitude(value) < 0x4A800000u, rounded, value);
 }
 
@@ -163,7 +167,7 @@ FORMAT_INLINE float quant_rint(float value)
 FORMAT_INLINE uint32_t quant_whole(float value, float low, float high)
 {
     float limited = quant_clamp(value, low, high);
-    uint32_t whole = format_f32_bits(limited + 12582912.0f) - 0x4B400000u;
+    uint32_t whole = format_f32_bits(format_f32_sum(limited, 12582912.0f)) - 0x4B400000u;
     return quant_select(quant_is_nan(value), 0, whole);
 }
 

@@ -1,0 +1,71 @@
+// place.h -- where a scale and a code lie in memory: the layouts of rule.h as index arithmetic,
+// inline, for the CPU and for CUDA kernels.
+//
+// Sources: torchao, prototype/mx_formats/utils.py, to_blocked; PyTorch,
+// aten/src/ATen/native/cuda/int4mm.cu. 64-bit throughout.
+#pragma once
+
+#include "quant/rule.h"
+
+enum {
+    SWIZZLE_ROWS = 128, // a tile of scales: 128 x 4 bytes
+    SWIZZLE_COLUMNS = 4,
+    TILE_ROWS = 8, // a tile of codes: 8 x 128
+    TILE_COLUMNS = 128,
+};
+
+// The blocks of one matrix, and how their scales lie.
+typedef struct QuantGrid {
+    ScaleLayout layout;
+    int64_t rows, columns;
+} QuantGrid;
+
+FORMAT_INLINE int64_t quant_round_up(int64_t value, int64_t multiple)
+{
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+// Scales of one matrix, with padding.
+FORMAT_INLINE int64_t quant_scale_stride(QuantGrid grid)
+{
+    if (grid.layout == SCALES_SWIZZLED)
+        return quant_round_up(grid.rows, SWIZZLE_ROWS) *
+               quant_round_up(grid.columns, SWIZZLE_COLUMNS);
+    return grid.rows * grid.columns * (grid.layout == SCALES_PAIRED ? 2 : 1);
+}
+
+// In elements, from the first of the matrix. PAIRED: the zero point is the next.
+FORMAT_INLINE int64_t quant_scale_place(QuantGrid grid, int64_t row, int64_t column)
+{
+    if (grid.layout == SCALES_PLAIN)
+        return row * grid.columns + column;
+    if (grid.layout == SCALES_SWIZZLED) {
+        int64_t tiles = (grid.columns + SWIZZLE_COLUMNS - 1) / SWIZZLE_COLUMNS;
+        int64_t tile = row / SWIZZLE_ROWS * tiles + column / SWIZZLE_COLUMNS;
+        return tile * SWIZZLE_ROWS * SWIZZLE_COLUMNS + row % 32 * 16 + row % SWIZZLE_ROWS / 32 * 4 +
+               column % SWIZZLE_COLUMNS;
+    }
+    int64_t transposed = column * grid.rows + row;
+    return grid.layout == SCALES_PAIRED ? 2 * transposed : transposed;
+}
+
+// Word [row / 8][column / 128][t of 32][j of 4] has row t / 4 and, from bit 0 up, columns c, c + 8,
+// c + 16, c + 24, c + 1, c + 9, ... where c = 32 j + 2 (t % 4). columns: of a padded row.
+FORMAT_INLINE int64_t quant_tiled_bit(int64_t columns, int64_t row, int64_t column)
+{
+    int64_t tile = row / TILE_ROWS * (columns / TILE_COLUMNS) + column / TILE_COLUMNS;
+    int64_t j = column % TILE_COLUMNS / 32, within = column % 32;
+    int64_t t = row % TILE_ROWS * 4 + within % 8 / 2;
+    int64_t nibble = within / 8 + within % 2 * 4;
+    return ((tile * 32 + t) * 4 + j) * 32 + nibble * 4;
+}
+
+FORMAT_INLINE void quant_store_bits(void *data, DType dtype, int64_t index, uint32_t bits)
+{
+    if (dtype == DTYPE_F32)
+        ((uint32_t *)data)[index] = bits;
+    else if (dtype == DTYPE_BF16)
+        ((uint16_t *)data)[index] = (uint16_t)bits;
+    else
+        ((uint8_t *)data)[index] = (uint8_t)bits;
+}

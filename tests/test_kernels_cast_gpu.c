@@ -1,0 +1,230 @@
+// The CUDA casts give the bytes of the reference: every recipe and operand, bf16 and f32, shapes
+// from nothing to odd ones, several matrices, rows longer than a thread block holds, addresses that
+// no vector access allows; NaN, infinities, zeros, subnormals and ties; amaxes given and measured;
+// nothing is written beyond the tensor. And e4m3 of all 2^32 floats.
+// labels: gpu
+#include "kernels/cast.h"
+#include "quant/recipe.h"
+#include "tests/twin.h"
+
+static const int64_t shapes[][3] = {{1, 0, 128},   {1, 1, 128},   {1, 3, 1280},  {2, 16, 256},
+                                    {3, 16, 64},   {1, 130, 32},  {1, 5, 34},    {1, 7, 33},
+                                    {1, 128, 256}, {1, 34, 256},  {0, 16, 256},  {1, 16, 0},
+                                    {2, 48, 1408}, {1, 16, 2816}, {3, 144, 560}, {1, 256, 640}};
+
+// Rows of different size, among them rows of zeros, of subnormals, of ties, and now and then
+// something that is not finite.
+static void fill(Twins *twins, const QTensor *q, int64_t rows, void *values)
+{
+    for (int64_t row = 0; row < rows; row++) {
+        int kind = (int)twins_below(twins, 10), exponent = (int)twins_below(twins, 60) - 30;
+        for (int64_t column = 0; column < q->columns; column++) {
+            float value = ldexpf(twins_normal(twins), exponent);
+            value = kind == 0 ? (column % 2 ? -0.0f : 0.0f) : value;
+            value = kind == 1 ? ldexpf(value, -126 - exponent) : value;
+            value = kind == 2 && column % 100 == 40 ? INFINITY : value;
+            value = kind == 3 && column % 100 == 77 ? NAN : value;
+            value = kind == 4 && column % 50 == 13 ? -1e38f : value;
+            value = kind == 5 && column / 16 % 3 == 1 ? 0.0f : value;
+            value = kind == 6 ? ldexpf((float)(column % 49 - 24) / 4.0f, exponent) : value;
+            value = kind == 7 && column % 9 == 2 ? -0.0f : value;
+            twin_put(values, q->input, row * q->columns + column, value);
+        }
+    }
+}
+
+// A tensor twice, parts apart from each other.
+typedef struct Tensors {
+    Twin codes, scales, zeros, tensor_scales;
+    QTensor host, device;
+} Tensors;
+
+enum { GUARD_BYTES = 64 };
+
+static Tensors tensors_create(Twins *twins, const QTensor *plan, int64_t late)
+{
+    QTensorBytes bytes = qtensor_bytes(plan);
+    Tensors t = {.host = *plan, .device = *plan};
+    t.codes = twin_create(twins, (int64_t)bytes.codes + GUARD_BYTES + late, 1);
+    t.scales = twin_create(twins, (int64_t)bytes.scales + GUARD_BYTES, 1);
+    t.zeros = twin_create(twins, (int64_t)bytes.zeros + GUARD_BYTES, 1);
+    t.tensor_scales = twin_create(twins, (int64_t)bytes.tensor_scales + GUARD_BYTES, 1);
+    t.host.codes = (char *)t.codes.host + late;
+    t.device.codes = (char *)t.codes.device + late;
+    t.host.scales = t.scales.host;
+    t.device.scales = t.scales.device;
+    if (plan->rule.has_zeros && plan->scale_layout != SCALES_PAIRED) {
+        t.host.zeros = t.zeros.host;
+        t.device.zeros = t.zeros.device;
+    }
+    if (plan->rule.two_level) {
+        t.host.tensor_scales = t.tensor_scales.host;
+        t.device.tensor_scales = t.tensor_scales.device;
+    }
+    return t;
+}
+
+static void tensors_expect_same(Twins *twins, Tensors *t)
+{
+    struct {
+        Twin *twin;
+        const char *name;
+    } parts[] = {{&t->tensor_scales, "second scales"},
+                 {&t->scales, "scales"},
+                 {&t->zeros, "zeros"},
+                 {&t->codes, "codes"}};
+    for (size_t part = 0; part < COUNT_OF(parts); part++) {
+        Twin *twin = parts[part].twin;
+        twin_fetch(twins, twin);
+        const uint8_t *cpu = twin->host, *cuda = twin->back;
+        for (uint64_t i = 0; i < twin->bytes; i++)
+            if (cpu[i] != cuda[i])
+                fail_msg("%s: byte %llu of %llu of the %s is %02X, the reference has %02X",
+                         twins->text, (unsigned long long)i, (unsigned long long)twin->bytes,
+                         parts[part].name, cuda[i], cpu[i]);
+    }
+}
+
+// late: elements that the values begin late, and bytes of the codes.
+static void check(Twins *twins, const char *name, const QuantRule *rule, DType input,
+                  const int64_t *shape, int late)
+{
+    QTensor plan;
+    Error error = {0};
+    if (!qtensor_plan(rule, input, 3, shape, &plan, &error))
+        return; // a shape that the recipe refuses: tests/test_quant_recipe.c
+    const TwinsMark mark = twins_mark(twins);
+    const int64_t rows = shape[0] * shape[1], count = rows * shape[2];
+    const uint64_t size = dtype_bytes(input, 1);
+    Twin values = twin_create(twins, count + late, size);
+    fill(twins, &plan, rows, (char *)values.host + (uint64_t)late * size);
+    twin_upload(twins, &values);
+    Twin amax = twin_create(twins, quantise_amaxes(&plan), sizeof(float));
+    for (int64_t i = 0; i < quantise_amaxes(&plan); i++)
+        ((float *)amax.host)[i] = ldexpf(1.75f, (int)twins_below(twins, 20) - 10);
+    twin_upload(twins, &amax);
+    for (int given = 0; given < (quantise_amaxes(&plan) > 0 ? 2 : 1); given++) {
+        Tensors t = tensors_create(twins, &plan, late * 4);
+        snprintf(twins->text, sizeof(twins->text), "%s, %s, [%lld, %lld, %lld]%s%s", name,
+                 dtype_row(input)->name, (long long)shape[0], (long long)shape[1],
+                 (long long)shape[2], late ? ", late" : "", given ? ", amax given" : "");
+        quantise((char *)values.host + (uint64_t)late * size, given ? amax.host : NULL, &t.host);
+        cast(&(Cast){.values = (char *)values.device + (uint64_t)late * size,
+                     .amax = given ? amax.device : NULL,
+                     .to = t.device},
+             twins->cuda);
+        tensors_expect_same(twins, &t);
+    }
+    twins_release(twins, mark);
+}
+
+static void check_recipe(Twins *twins, const char *name, const Recipe *recipe, const int64_t *shape)
+{
+    for (int operand = 0; operand < 2; operand++) {
+        const QuantRule *rule = operand ? &recipe->activations : &recipe->weights;
+        if (rule->method == QUANT_NONE)
+            continue;
+        check(twins, name, rule, DTYPE_BF16, shape, 0);
+        check(twins, name, rule, DTYPE_F32, shape, 0);
+        check(twins, name, rule, DTYPE_BF16, shape, 1);
+    }
+}
+
+static void test_every_recipe(void **state)
+{
+    (void)state;
+    Twins twins = twins_create();
+    for (const Recipe *recipe = recipe_table; recipe->name; recipe++)
+        for (size_t i = 0; i < COUNT_OF(shapes); i++)
+            check_recipe(&twins, recipe->name, recipe, shapes[i]);
+    twins_destroy(&twins);
+}
+
+// Groups and modes that no row has as its default.
+static void test_options(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {
+        "mxfp8:mode=floor",          "mxfp8:mode=ceil",           "mxfp8:mode=even",
+        "mxfp4:mode=floor",          "mxfp4:mode=ceil",           "mxfp4:mode=even",
+        "int4_weight_only:group=32", "int4_weight_only:group=64", "int4_weight_only:group=256",
+        "int4_tile:group=32",        "int4_tile:group=256",       "int8_int4:group=128",
+        "fp8_int4:group=32",         "fp8_row:lower_bound=0",
+    };
+    Twins twins = twins_create();
+    for (size_t t = 0; t < COUNT_OF(texts); t++) {
+        Recipe recipe;
+        Error error = {0};
+        assert_true(recipe_parse(texts[t], &recipe, &error));
+        for (size_t i = 0; i < COUNT_OF(shapes); i++)
+            check_recipe(&twins, texts[t], &recipe, shapes[i]);
+    }
+    twins_destroy(&twins);
+}
+
+// Rows that take 2, 4, ... 32 warps, and rows that even a whole thread block reads twice.
+static void test_long_rows(void **state)
+{
+    (void)state;
+    static const int64_t long_shapes[][3] = {{1, 16, 4096},  {1, 16, 8208},  {1, 16, 16384},
+                                             {1, 16, 32784}, {1, 16, 70016}, {1, 16, 140032}};
+    static const char *const texts[] = {"fp8_row",   "int8_dynamic", "int4_int4",
+                                        "int8_int4", "fp8_tensor",   "W8A8"};
+    Twins twins = twins_create();
+    for (size_t t = 0; t < COUNT_OF(texts); t++)
+        for (size_t i = 0; i < COUNT_OF(long_shapes); i++) {
+            Recipe recipe;
+            Error error = {0};
+            assert_true(recipe_parse(texts[t], &recipe, &error));
+            check_recipe(&twins, texts[t], &recipe, long_shapes[i]);
+        }
+    twins_destroy(&twins);
+}
+
+// All floats, 2^26 at a time, times 1 / scale = 1 (an amax of 448 given): the one conversion that
+// the device does in hardware. Infinities and NaN as well. The host compares every 61st.
+static void test_e4m3_of_every_float(void **state)
+{
+    (void)state;
+    const int64_t part = (int64_t)1 << 26, shape[] = {1, part / 4096, 4096};
+    Recipe recipe;
+    Error error = {0};
+    assert_true(recipe_parse("fp8_tensor", &recipe, &error));
+    recipe.weights.quotient = QUOTIENT_RECIPROCAL;
+    Twins twins = twins_create();
+    Twin values = twin_create(&twins, part, sizeof(float));
+    Twin amax = twin_create(&twins, 1, sizeof(float));
+    *(float *)amax.host = 448.0f;
+    twin_upload(&twins, &amax);
+    QTensor plan;
+    assert_true(qtensor_plan(&recipe.weights, DTYPE_F32, 3, shape, &plan, &error));
+    Tensors t = tensors_create(&twins, &plan, 0);
+    for (uint64_t first = 0; first < 1ull << 32; first += (uint64_t)part) {
+        for (int64_t i = 0; i < part; i++)
+            ((uint32_t *)values.host)[i] = (uint32_t)(first + (uint64_t)i);
+        twin_upload(&twins, &values);
+        cast(&(Cast){.values = values.device, .amax = amax.device, .to = t.device}, twins.cuda);
+        twin_fetch(&twins, &t.codes);
+        for (int64_t i = (int64_t)(first % 61); i < part; i += 61) {
+            const uint32_t bits = (uint32_t)(first + (uint64_t)i);
+            const uint32_t code = quant_e4m3(format_f32_value(bits));
+            if (((const uint8_t *)t.codes.back)[i] != code)
+                fail_msg("float %08X has e4m3 %02X, on CUDA %02X", bits, code,
+                         ((const uint8_t *)t.codes.back)[i]);
+        }
+    }
+    twins_destroy(&twins);
+}
+
+int main(void)
+{
+    if (!select_gpu())
+        return EXIT_CODE_SKIPPED;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_recipe),
+        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_long_rows),
+        cmocka_unit_test(test_e4m3_of_every_float),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
