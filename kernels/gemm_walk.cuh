@@ -36,7 +36,8 @@ static __device__ __forceinline__ bool gemm_walk_next(const GroupedGemm &args, G
     constexpr uint32_t BAND = 16;
     const uint32_t column_tiles = (uint32_t)(args.n + TILE_COLUMNS - 1) / TILE_COLUMNS;
     for (; walk->group < args.groups; walk->group++) {
-        const int group_rows = __ldg(args.group_rows + walk->group);
+        const int group_rows =
+            args.group_rows ? __ldg(args.group_rows + walk->group) : (int)args.rows_max;
         const int c_rows = FORM == GEMM_TN ? (int)args.m : group_rows;
         // An empty group has no rows to write; its weight gradient is zero unless it is added to
         // what is there.
@@ -55,7 +56,7 @@ static __device__ __forceinline__ bool gemm_walk_next(const GroupedGemm &args, G
         const uint32_t column_tile = in_band / band_rows;
         const uint32_t row_tile = band_first + in_band - column_tile * band_rows;
         tile->group = walk->group;
-        tile->group_first = __ldg(args.group_first + walk->group);
+        tile->group_first = args.group_first ? __ldg(args.group_first + walk->group) : 0;
         tile->row = (int)(row_tile * TILE_ROWS);
         tile->column = (int)(column_tile * TILE_COLUMNS);
         tile->rows_left = c_rows - tile->row;

@@ -4,20 +4,14 @@
 // included.
 #include "quant/qtensor.h"
 
-#include "quant/method_mx.h"
+#include "quant/layout.h"
 #include "quant/recipe.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    SWIZZLE_ROWS = 128, // a tile of scales: 128 x 4 bytes
-    SWIZZLE_COLUMNS = 4,
-    TILE_ROWS = 8, // a tile of codes: 8 x 128
-    TILE_COLUMNS = 128,
-    DATA_ALIGN = 256,
-};
+enum { DATA_ALIGN = 256 };
 static const int64_t elements_max = INT64_MAX / 64; // padding grows a shape by far less than 64
 
 static int64_t divide_up(int64_t value, int64_t by)
@@ -149,7 +143,7 @@ static int64_t scale_stride(const QTensor *q)
 {
     int64_t rows = qtensor_grid_rows(q), columns = qtensor_grid_columns(q);
     if (q->scale_layout == SCALES_SWIZZLED)
-        return round_up(rows, SWIZZLE_ROWS) * round_up(columns, SWIZZLE_COLUMNS);
+        return round_up(rows, LAYOUT_SWIZZLE_ROWS) * round_up(columns, LAYOUT_SWIZZLE_COLUMNS);
     return rows * columns * (q->scale_layout == SCALES_PAIRED ? 2 : 1);
 }
 
@@ -165,34 +159,18 @@ int64_t qtensor_scale_index(const QTensor *q, int64_t matrix, int64_t block_row,
     int64_t first = matrix * scale_stride(q);
     if (q->scale_layout == SCALES_PLAIN)
         return first + block_row * columns + block_column;
-    if (q->scale_layout == SCALES_SWIZZLED) {
-        int64_t tile = block_row / SWIZZLE_ROWS * divide_up(columns, SWIZZLE_COLUMNS) +
-                       block_column / SWIZZLE_COLUMNS;
-        return first + tile * SWIZZLE_ROWS * SWIZZLE_COLUMNS + block_row % 32 * 16 +
-               block_row % SWIZZLE_ROWS / 32 * 4 + block_column % SWIZZLE_COLUMNS;
-    }
+    if (q->scale_layout == SCALES_SWIZZLED)
+        return first + layout_swizzled_index(columns, block_row, block_column);
     int64_t transposed = block_column * rows + block_row;
     return first + (q->scale_layout == SCALES_PAIRED ? 2 * transposed : transposed);
 }
 
-// PyTorch's aten/src/ATen/native/cuda/int4mm.cu: word [rows / 8][columns / 128][t of 32][j of 4]
-// has row t / 4 and, from bit 0 up, columns c, c + 8, c + 16, c + 24, c + 1, c + 9, ... where c =
-// 32 j + 2 (t % 4).
-static int64_t tiled_bit(const QTensor *q, int64_t matrix, int64_t row, int64_t column)
-{
-    int64_t rows = qtensor_padded_rows(q), columns = qtensor_padded_columns(q);
-    int64_t tile = row / TILE_ROWS * (columns / TILE_COLUMNS) + column / TILE_COLUMNS;
-    int64_t j = column % TILE_COLUMNS / 32, within = column % 32;
-    int64_t t = row % TILE_ROWS * 4 + within % 8 / 2;
-    int64_t nibble = within / 8 + within % 2 * 4;
-    return matrix * rows * columns * 4 + ((tile * 32 + t) * 4 + j) * 32 + nibble * 4;
-}
-
 int64_t qtensor_code_bit(const QTensor *q, int64_t matrix, int64_t row, int64_t column)
 {
+    int64_t columns = qtensor_padded_columns(q), all_rows = matrix * qtensor_padded_rows(q) + row;
     if (q->code_layout == CODES_TILED)
-        return tiled_bit(q, matrix, row, column);
-    int64_t element = (matrix * qtensor_padded_rows(q) + row) * qtensor_padded_columns(q) + column;
+        return layout_tiled_bit(columns, all_rows, column);
+    int64_t element = all_rows * columns + column;
     return element * (q->code_layout == CODES_PAIRS ? 4 : 8);
 }
 
@@ -276,13 +254,6 @@ void qtensor_store_code(QTensor *q, int64_t matrix, int64_t row, int64_t column,
         *byte = (uint8_t)(q->rule.code == CODE_INT4 ? (code ^ 8u) - 8u : code);
 }
 
-static uint32_t load_bits(const void *data, DType dtype, int64_t index)
-{
-    if (dtype == DTYPE_F32)
-        return ((const uint32_t *)data)[index];
-    return dtype == DTYPE_BF16 ? ((const uint16_t *)data)[index] : ((const uint8_t *)data)[index];
-}
-
 static void store_bits(void *data, DType dtype, int64_t index, uint32_t bits)
 {
     if (dtype == DTYPE_F32)
@@ -293,28 +264,17 @@ static void store_bits(void *data, DType dtype, int64_t index, uint32_t bits)
         ((uint8_t *)data)[index] = (uint8_t)bits;
 }
 
-static float value_of_bits(DType dtype, uint32_t bits)
-{
-    if (dtype == DTYPE_F32)
-        return format_f32_value(bits);
-    if (dtype == DTYPE_BF16)
-        return f32_from_bf16_bits((uint16_t)bits);
-    if (dtype == DTYPE_I8)
-        return quant_of_int8(bits);
-    return dtype == DTYPE_F8_E4M3 ? quant_of_e4m3(bits) : quant_mx_power(bits);
-}
-
 QuantBlock qtensor_load_block(const QTensor *q, int64_t matrix, int64_t block_row,
                               int64_t block_column)
 {
     int64_t index = qtensor_scale_index(q, matrix, block_row, block_column);
-    QuantBlock block = {.scale_bits = load_bits(q->scales, q->rule.scale_dtype, index)};
+    QuantBlock block = {.scale_bits = layout_load_bits(q->scales, q->rule.scale_dtype, index)};
     if (q->rule.has_zeros) {
-        block.zero_bits = q->zeros ? load_bits(q->zeros, q->rule.zero_dtype, index)
-                                   : load_bits(q->scales, q->rule.zero_dtype, index + 1);
-        block.zero = value_of_bits(q->rule.zero_dtype, block.zero_bits);
+        block.zero_bits = q->zeros ? layout_load_bits(q->zeros, q->rule.zero_dtype, index)
+                                   : layout_load_bits(q->scales, q->rule.zero_dtype, index + 1);
+        block.zero = layout_value_of_bits(q->rule.zero_dtype, block.zero_bits);
     }
-    block.scale = value_of_bits(q->rule.scale_dtype, block.scale_bits);
+    block.scale = layout_value_of_bits(q->rule.scale_dtype, block.scale_bits);
     return block;
 }
 
@@ -334,7 +294,7 @@ void qtensor_clear_padding(QTensor *q)
     if (q->scale_layout != SCALES_SWIZZLED)
         return;
     int64_t rows = qtensor_grid_rows(q), columns = qtensor_grid_columns(q);
-    bool full = rows % SWIZZLE_ROWS == 0 && columns % SWIZZLE_COLUMNS == 0;
+    bool full = rows % LAYOUT_SWIZZLE_ROWS == 0 && columns % LAYOUT_SWIZZLE_COLUMNS == 0;
     if (!full)
         memset(q->scales, 0, qtensor_bytes(q).scales);
 }

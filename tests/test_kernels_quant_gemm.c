@@ -98,7 +98,8 @@ static void check(Data *data, const Recipe *recipe, const Case *c, DType dtype)
         uint64_t bytes = dtype_bytes(dtype, (uint64_t)(rows_max * c->n));
         void *ours = data_poisoned(data, rows_max * c->n, dtype_bytes(dtype, 1));
         args.c = data_poisoned(data, rows_max * c->n, dtype_bytes(dtype, 1));
-        args.workspace = data_poisoned(data, (int64_t)quant_gemm_workspace_bytes(&args), 1);
+        args.workspace =
+            data_poisoned(data, (int64_t)quant_gemm_workspace_bytes(&args, DEVICE_CPU), 1);
         quant_gemm_reference(&args);
         QuantGemm fast = args;
         fast.c = ours;
@@ -159,7 +160,8 @@ static void integers_are_exact(void **state)
                       .b = operand[1],
                       .c = &out,
                       .threads = 1};
-    args.workspace = data_poisoned(&data, (int64_t)quant_gemm_workspace_bytes(&args), 1);
+    args.workspace =
+        data_poisoned(&data, (int64_t)quant_gemm_workspace_bytes(&args, DEVICE_CPU), 1);
     quant_gemm(&args, CPU);
     expect_same(out, 127.0f * (127 * 2048 - 1 - 127 * 1024), "sum", 0);
     data_destroy(&data);
@@ -186,7 +188,8 @@ static void accumulates(void **state)
                       .b = {.values = b},
                       .c = c,
                       .threads = 1};
-    args.workspace = data_poisoned(&data, (int64_t)quant_gemm_workspace_bytes(&args), 1);
+    args.workspace =
+        data_poisoned(&data, (int64_t)quant_gemm_workspace_bytes(&args, DEVICE_CPU), 1);
     quant_gemm(&args, CPU);
     const float expected[4] = {11, 16, 18, 25};
     for (int i = 0; i < 4; i++)
