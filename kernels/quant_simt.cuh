@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(SIMT_THREADS) quant_simt(const __grid_constant
     const int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
     GemmWalk walk = gemm_walk_begin();
     GemmTile tile;
-    while (gemm_walk_next<GEMM_NT, SIMT_TILE, SIMT_TILE>(w.frame, &walk, &tile)) {
+    while (gemm_walk_next<GEMM_NT, SIMT_TILE, SIMT_TILE, true>(w.frame, &walk, &tile)) {
         float total[4][4] = {};
         quant_simt_tile<WHOLE>(w, tile, &shared, total);
         const int64_t first_row = (int64_t)tile.group_first + tile.row;

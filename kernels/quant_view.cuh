@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda_common.cuh"
+#include "kernels/grouped_gemm.h"
 #include "kernels/quant_gemm.h"
 
 // {0} as C has it, which C++ compilers warn about.
