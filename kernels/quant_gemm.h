@@ -21,10 +21,10 @@
 //   |ours - exact| <= (k + 4 blocks) eps_f32 * sum |a b| + 1, 2 (ROUNDED) or 3 (two levels)
 //   roundings to dtype
 // CUDA without bits_of_cpu: tensor cores, in their order of sums, which differs with every size.
-//   |ours - exact| <= 2 (k + 4 blocks) eps_f32 * sum |a b| + the same roundings; where both
-//   operands are e4m3 codes, + 2^-10 sum |a b| for terms of both signs: there a multiplier keeps
-//   some 13 bits of its sums. Values of mx operands are exact as far as bf16 has exponents: from
-//   2^-117 on.
+//   |ours - exact| <= 2 (k + 4 blocks) eps_f32 * sum |a b| + the same roundings; whole numbers as
+//   above, to the bit; e4m3 codes of a under scales of rows, tensors or 128 n columns: +
+//   2^-10 sum |a b| for terms of both signs, since there a multiplier keeps some 13 bits of its
+//   sums. Powers of two below 2^-117 may lose bits of the values under them.
 // Only NT: gradients are products of transposed operands, quantised along the sum
 // (experiments/model/moe_quant.h has the table).
 #pragma once
