@@ -266,7 +266,7 @@ static bool run_recipe(Job *job, const Shape *shape, const Recipe *recipe, const
     uint64_t elements = (uint64_t)(shape->m * shape->n);
     product.c = arena_push(job->arena, dtype_bytes(job->dtype, elements), MEMORY_ACTIVATIONS);
     product.workspace =
-        arena_push(job->arena, quant_gemm_workspace_bytes(&product), MEMORY_SCRATCH);
+        arena_push(job->arena, quant_gemm_workspace_bytes(&product, job->device), MEMORY_SCRATCH);
     device_fill(product.c, 0xFF, dtype_bytes(job->dtype, elements), job->stream);
     quant_gemm(&product, job->stream);
     stream_wait(job->stream);

@@ -295,7 +295,7 @@ static bool fits_groups(const CastWork *work, const CastKernels *kernels)
     const bool tiled = rule->code_layout == CODES_TILED;
     const bool padded = work->padded_rows != work->rows || work->padded_columns != work->columns;
     return kernels->groups && rule->block_columns > 0 && work->block_rows == 1 && sized &&
-           (tiled ? rule->pad_rows % TILE_ROWS == 0 && rule->pad_columns % CAST_SPAN == 0
+           (tiled ? rule->pad_rows % CODE_TILE_ROWS == 0 && rule->pad_columns % CAST_SPAN == 0
                   : !padded);
 }
 

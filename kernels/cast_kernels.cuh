@@ -117,11 +117,12 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 4 : 
                 words[0] = cast_encode(&context, &of, 0.0f) * 0x11111111u;
             if constexpr (tiled) {
                 const uint32_t word = tile_word(words[0]);
-                const int64_t bit = quant_tiled_bit(work.padded_columns, row % TILE_ROWS,
+                const int64_t bit = quant_tiled_bit(work.padded_columns, row % CODE_TILE_ROWS,
                                                     at - lane % 4 * GROUP_ELEMENTS);
                 if (at < work.padded_columns)
-                    ((uint32_t *)work.codes)[(any_row - row % TILE_ROWS) * work.padded_columns / 8 +
-                                             bit / 32 + lane % 4 * 4] = word;
+                    ((uint32_t *)
+                         work.codes)[(any_row - row % CODE_TILE_ROWS) * work.padded_columns / 8 +
+                                     bit / 32 + lane % 4 * 4] = word;
             } else if (at < end) {
                 unit_store<Kind::layout>(work.codes, (matrix * work.rows + row) * work.columns + at,
                                          words);

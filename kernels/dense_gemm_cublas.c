@@ -3,7 +3,7 @@
 //
 // A quirk: it works in column-major order. A row-major matrix is its transpose there, so the
 // product is asked for as c^T = op(b) op(a), with the operands changed round.
-#include "kernels/dense_gemm.h"
+#include "kernels/cublas_product.h"
 
 #include <cublasLt.h>
 #include <string.h>
@@ -27,11 +27,13 @@ typedef enum KeyPart {
     KEY_ALIGN_A,
     KEY_ALIGN_B,
     KEY_ALIGN_C,
+    KEY_SCALES,
     KEY_PARTS
 } KeyPart;
 
 typedef struct Plan {
     int64_t key[KEY_PARTS];
+    bool found; // an algorithm
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t a, b, c; // row-major a and b, as column-major matrices
     cublasLtMatmulAlgo_t algorithm;
@@ -47,7 +49,7 @@ static struct {
 
 static cudaDataType_t type_of(DType dtype)
 {
-    return dtype == DTYPE_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    return dtype == DTYPE_BF16 ? CUDA_R_16BF : dtype == DTYPE_F8_E4M3 ? CUDA_R_8F_E4M3 : CUDA_R_32F;
 }
 
 // The largest power of two that divides the address, at most 256.
@@ -74,8 +76,6 @@ static cublasLtMatrixLayout_t layout_of(DType dtype, int64_t lines, int64_t colu
     return layout;
 }
 
-static const char *const form_name[] = {[GEMM_NT] = "NT", [GEMM_NN] = "NN", [GEMM_TN] = "TN"};
-
 static void choose(const DenseGemm *args, Plan *plan)
 {
     const uint64_t workspace = DENSE_GEMM_WORKSPACE_BYTES;
@@ -90,23 +90,45 @@ static void choose(const DenseGemm *args, Plan *plan)
     for (size_t i = 0; i < COUNT_OF(attribute); i++)
         CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, attribute[i],
                                                           &align[i < 2 ? i : 2], sizeof(align[0])));
-    cublasLtMatmulHeuristicResult_t result;
+    cublasLtMatmulHeuristicResult_t result = {0};
     int found = 0;
     const cublasStatus_t status =
         cublasLtMatmulAlgoGetHeuristic(lt.handle, plan->operation, plan->b, plan->a, plan->c,
                                        plan->c, preference, 1, &result, &found);
     CHECK_CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
-    CHECK(status == CUBLAS_STATUS_SUCCESS && found > 0, EXIT_CODE_HARDWARE,
-          "update cuBLAS or the driver, or use --exact, which does without cuBLASLt",
-          "cuBLASLt knows no algorithm for a product of form %s, rows=%lld m=%lld n=%lld k=%lld "
-          "(%s)",
-          form_name[args->form], (long long)args->rows, (long long)args->m, (long long)args->n,
-          (long long)args->k, cublasLtGetStatusString(status));
+    plan->found = status == CUBLAS_STATUS_SUCCESS && found > 0;
     plan->algorithm = result.algo;
 }
 
-static void plan_create(const DenseGemm *args, Plan *plan)
+// The library's a is our b.
+static void set_scales(const CublasProduct *args, const Plan *plan)
 {
+    static const cublasLtMatmulMatrixScale_t mode_of_kind[] = {
+        [CUBLAS_SCALE_TENSOR] = CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F,
+        [CUBLAS_SCALE_ROW] = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F,
+        [CUBLAS_SCALE_128] = CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F,
+        [CUBLAS_SCALE_128_128] = CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F,
+    };
+    static const cublasLtMatmulDescAttributes_t mode_attribute[] = {
+        CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE};
+    static const cublasLtMatmulDescAttributes_t pointer_attribute[] = {
+        CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER};
+    const CublasScale kind[] = {args->kind_b, args->kind_a};
+    const float *const scale[] = {args->scale_b, args->scale_a};
+    for (int i = 0; i < 2; i++) {
+        if (kind[i] == CUBLAS_SCALE_NONE)
+            continue;
+        CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(
+            plan->operation, mode_attribute[i], &mode_of_kind[kind[i]], sizeof(mode_of_kind[0])));
+        CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(plan->operation, pointer_attribute[i],
+                                                    &scale[i], sizeof(scale[i])));
+    }
+}
+
+static void plan_create(const CublasProduct *product, Plan *plan)
+{
+    const DenseGemm *args = &product->gemm;
+    const int8_t fast_sums = product->fast_sums;
     const bool tn = args->form == GEMM_TN, nt = args->form == GEMM_NT;
     const cublasOperation_t of_a = tn ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasOperation_t of_b = nt ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -115,6 +137,9 @@ static void plan_create(const DenseGemm *args, Plan *plan)
                                                 sizeof(of_b)));
     CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &of_a,
                                                 sizeof(of_a)));
+    CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_FAST_ACCUM,
+                                                &fast_sums, sizeof(fast_sums)));
+    set_scales(product, plan);
     plan->a = layout_of(args->dtype, args->rows, tn ? args->m : args->k);
     plan->b = nt ? layout_of(args->dtype, args->n, args->k)
                  : layout_of(args->dtype, tn ? args->rows : args->k, args->n);
@@ -122,8 +147,9 @@ static void plan_create(const DenseGemm *args, Plan *plan)
     choose(args, plan);
 }
 
-static const Plan *plan_for(const DenseGemm *args)
+static const Plan *plan_for(const CublasProduct *product)
 {
+    const DenseGemm *args = &product->gemm;
     const int64_t key[KEY_PARTS] = {
         [KEY_FORM] = args->form,
         [KEY_TYPES] = args->dtype * DTYPES + args->out_dtype,
@@ -134,6 +160,7 @@ static const Plan *plan_for(const DenseGemm *args)
         [KEY_ALIGN_A] = alignment_of(args->a),
         [KEY_ALIGN_B] = alignment_of(args->b),
         [KEY_ALIGN_C] = alignment_of(args->c),
+        [KEY_SCALES] = product->kind_a * 100 + product->kind_b * 10 + product->fast_sums,
     };
     for (int i = 0; i < lt.count; i++)
         if (memcmp(lt.plan[i].key, key, sizeof(key)) == 0)
@@ -147,12 +174,28 @@ static const Plan *plan_for(const DenseGemm *args)
         lt.count++;
     lt.next = (lt.next + 1) % PLANS_MAX;
     memcpy(plan->key, key, sizeof(key));
-    plan_create(args, plan);
+    plan_create(product, plan);
     return plan;
+}
+
+bool cublas_product(const CublasProduct *product, Stream stream)
+{
+    const DenseGemm *args = &product->gemm;
+    const Plan *plan = plan_for(product);
+    if (!plan->found)
+        return false;
+    const float one = 1.0f, before = args->accumulate ? 1.0f : 0.0f;
+    set_scales(product, plan);
+    CHECK_CUBLAS(cublasLtMatmul(lt.handle, plan->operation, &one, args->b, plan->b, args->a,
+                                plan->a, &before, args->c, plan->c, args->c, plan->c,
+                                &plan->algorithm, args->workspace, DENSE_GEMM_WORKSPACE_BYTES,
+                                stream.handle));
+    return true;
 }
 
 void dense_gemm_cuda(const DenseGemm *args, Stream stream)
 {
+    static const char *const form_name[] = {[GEMM_NT] = "NT", [GEMM_NN] = "NN", [GEMM_TN] = "TN"};
     const bool tn = args->form == GEMM_TN;
     const int64_t lines = tn ? args->m : args->rows, terms = tn ? args->rows : args->k;
     CHECK_RULE(args->dtype == DTYPE_F32 || args->dtype == DTYPE_BF16);
@@ -166,10 +209,9 @@ void dense_gemm_cuda(const DenseGemm *args, Stream stream)
                         stream);
         return;
     }
-    const Plan *plan = plan_for(args);
-    const float one = 1.0f, before = args->accumulate ? 1.0f : 0.0f;
-    CHECK_CUBLAS(cublasLtMatmul(lt.handle, plan->operation, &one, args->b, plan->b, args->a,
-                                plan->a, &before, args->c, plan->c, args->c, plan->c,
-                                &plan->algorithm, args->workspace, DENSE_GEMM_WORKSPACE_BYTES,
-                                stream.handle));
+    CHECK(cublas_product(&(CublasProduct){.gemm = *args}, stream), EXIT_CODE_HARDWARE,
+          "update cuBLAS or the driver, or use --exact, which does without cuBLASLt",
+          "cuBLASLt knows no algorithm for a product of form %s, rows=%lld m=%lld n=%lld k=%lld",
+          form_name[args->form], (long long)args->rows, (long long)args->m, (long long)args->n,
+          (long long)args->k);
 }

@@ -19,9 +19,8 @@
 // bytes) with the 128-byte swizzle, 16-byte piece p of line l at place p ^ (l % 8). Where terms are
 // contiguous in memory (a and b of NT, a of NN) a line is a row with 64 terms, "K-major". Elsewhere
 // a line is a term with 64 rows or columns of c, "MN-major", and one such panel of 64 lines (8 KiB)
-// follows the other. A descriptor has these fields: start / 16; at bit 16 the distance between
-// panels / 16 (MN-major only); at bit 32 the distance between groups of 8 lines / 16; at bit 62 a 1
-// for the swizzle. The next 16 terms are 32 bytes on (K-major) or 16 lines on (MN-major).
+// follows the other (gemm_ring.cuh has the descriptors). The next 16 terms are 32 bytes on
+// (K-major) or 16 lines on (MN-major).
 //
 // Every row runs through the same instructions in the same order of terms, whichever tile, half or
 // group it lies in. Limit: the tensor cores under the power cap; they take 80 of the 128 bytes a
@@ -30,7 +29,7 @@
 //
 // Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions" and "Tensor maps".
 #include "kernels/gemm_hopper.cuh"
-#include "kernels/gemm_ptx.cuh"
+#include "kernels/gemm_ring.cuh"
 #include "kernels/gemm_store.cuh"
 #include "kernels/gemm_walk.cuh"
 
@@ -41,8 +40,6 @@ enum {
     TERMS = 64,      // per stage: one line of 128 bytes
     STEP_TERMS = 16, // per wgmma
     STAGES = 4,
-    LINE_BYTES = 128,
-    PANEL_BYTES = 64 * LINE_BYTES,
     A_BYTES = TILE_ROWS * LINE_BYTES,
     B_BYTES = TILE_COLUMNS * LINE_BYTES,
     STAGE_BYTES = A_BYTES + B_BYTES,
@@ -53,34 +50,14 @@ enum {
     LOAD_REGISTERS = 56,
     MULTIPLY_REGISTERS = 224, // 128 * 56 + 256 * 224 registers fill the multiprocessor
     COPY_LAG = 1, // chunks whose copies may be under way before the oldest is waited for
-    BARRIERS_AT = STAGES * STAGE_BYTES,
-    OUT_AT = BARRIERS_AT + 128,
+    OUT_AT = STAGES * STAGE_BYTES + RING_BARRIER_BYTES,
     SHARED_BYTES = OUT_AT + MULTIPLY_WARPS * STORE_BUFFER_BYTES,
 };
 static_assert(SHARED_BYTES <= 227 * 1024, "what a block of compute capability 9.0 can have");
 static_assert(LOAD_THREADS * LOAD_REGISTERS + 32 * MULTIPLY_WARPS * MULTIPLY_REGISTERS <= 65536,
               "registers of a multiprocessor");
 
-// Addresses in shared memory.
-struct Ring {
-    uint32_t base;
-    __device__ uint32_t a(uint32_t stage) const
-    {
-        return base + stage * STAGE_BYTES;
-    }
-    __device__ uint32_t b(uint32_t stage) const
-    {
-        return a(stage) + A_BYTES;
-    }
-    __device__ uint32_t full(uint32_t stage) const
-    {
-        return base + BARRIERS_AT + stage * 16;
-    }
-    __device__ uint32_t empty(uint32_t stage) const
-    {
-        return full(stage) + 8;
-    }
-};
+typedef GemmRing<STAGES, A_BYTES, B_BYTES> Ring;
 
 // The parity of a stage's phase when chunk `number` is in it.
 static __device__ __forceinline__ uint32_t parity_of(uint32_t number)
@@ -263,13 +240,6 @@ static __host__ __device__ constexpr int step_bytes(bool mn_major)
     return mn_major ? STEP_TERMS * LINE_BYTES : STEP_TERMS * 2;
 }
 
-template <bool MN_MAJOR> static __device__ __forceinline__ uint64_t operand_words(uint32_t address)
-{
-    const uint64_t swizzle_128 = 1ull << 62, eight_lines = (uint64_t)(8 * LINE_BYTES / 16) << 32;
-    const uint64_t panel = (uint64_t)(MN_MAJOR ? PANEL_BYTES / 16 : 1) << 16;
-    return swizzle_128 | eight_lines | panel | (address & 0x3ffff) / 16;
-}
-
 // STEPS times 16 terms of one stage.
 template <int COLUMNS, bool A_MN_MAJOR, bool B_MN_MAJOR, int STEPS>
 static __device__ __forceinline__ void multiply_steps(uint64_t a, uint64_t b, float *sum)
@@ -348,16 +318,6 @@ static __device__ __forceinline__ void multiply(const Ring &ring, int half, int 
     *number = at;
 }
 
-// A half of the tile without rows: keeps the ring moving.
-static __device__ __forceinline__ void skip(const Ring &ring, int terms, uint32_t *number)
-{
-    for (int term = 0; term < terms; term += TERMS, ++*number) {
-        ptx_barrier_wait(ring.full(*number % STAGES), parity_of(*number));
-        if (threadIdx.x % 32 == 0)
-            ptx_barrier_arrive(ring.empty(*number % STAGES));
-    }
-}
-
 // ---- blocks ----
 
 template <GemmForm FORM, bool GATHER_A, bool GATHER_B>
@@ -372,7 +332,7 @@ static __device__ __forceinline__ void compute(const GroupedGemm &args, const Ri
     uint32_t number = 0;
     while (gemm_walk_next<FORM, TILE_ROWS, TILE_COLUMNS>(args, &walk, &tile)) {
         if (half * HALF_ROWS >= tile.rows_left) {
-            skip(ring, tile.sum_length, &number);
+            ring_skip(ring, (uint32_t)((tile.sum_length + TERMS - 1) / TERMS), &number);
             continue;
         }
         if (args.accumulate)
@@ -403,13 +363,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     extern __shared__ __align__(1024) uint8_t shared[];
     const Ring ring = {ptx_shared_address(shared)};
     if (threadIdx.x == 0) {
-        if (ring.base % 1024 != 0)
-            __trap(); // the swizzle counts lines from addresses that are multiples of 1024
-        for (uint32_t stage = 0; stage < STAGES; stage++) {
-            ptx_barrier_init(ring.full(stage), V::full_arrivals);
-            ptx_barrier_init(ring.empty(stage), MULTIPLY_WARPS);
-        }
-        ptx_barrier_init_done();
+        ring_init(ring, V::full_arrivals, MULTIPLY_WARPS);
         if (V::engine_copies) {
             ptx_tensor_prefetch(&map_a);
             ptx_tensor_prefetch(&map_b);
@@ -450,75 +404,28 @@ bool gemm_hopper_suits(const GroupedGemm *args)
         args->a_stride > INT32_MAX / 2 || (transposed && args->b_stride > INT32_MAX / 2) ||
         args->rows_max == 0 || (!transposed && args->k == 0))
         return false;
-    int device = 0, major = 0, minor = 0;
-    CHECK_CUDA(cudaGetDevice(&device));
-    CHECK_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    CHECK_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-    return major == 9 && minor == 0;
-}
-
-typedef decltype(&cuTensorMapEncodeTiled) EncodeTensorMap;
-
-// The driver's function, found at run time so that the program needs no libcuda to start.
-static EncodeTensorMap find_encode(void)
-{
-    void *function = NULL;
-    cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-    CHECK_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                cudaEnableDefault, &result));
-    CHECK(result == cudaDriverEntryPointSuccess && function, EXIT_CODE_HARDWARE,
-          "install an NVIDIA driver for CUDA 12 or later",
-          "the driver has no cuTensorMapEncodeTiled (query result %d)", (int)result);
-    return (EncodeTensorMap)function;
-}
-
-// A matrix [planes, rows, columns] of bf16 from which boxes of box_rows x 64 columns are taken,
-// zeros outside.
-typedef struct Operand {
-    const void *data;
-    int64_t columns, rows, planes; // planes 0: two dimensions
-    int64_t stride;                // elements between rows
-    int box_rows;
-} Operand;
-
-static CUtensorMap encode_operand(EncodeTensorMap encode, const Operand *operand)
-{
-    CUtensorMap map;
-    const cuuint64_t extents[3] = {(cuuint64_t)operand->columns, (cuuint64_t)operand->rows,
-                                   (cuuint64_t)operand->planes};
-    const cuuint64_t stride_bytes[2] = {(cuuint64_t)operand->stride * 2,
-                                        (cuuint64_t)(operand->rows * operand->stride) * 2};
-    const cuuint32_t box[3] = {64, (cuuint32_t)operand->box_rows, 1}, steps[3] = {1, 1, 1};
-    const CUresult result =
-        encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, operand->planes ? 3 : 2,
-               (void *)(uintptr_t)operand->data, extents, stride_bytes, box, steps,
-               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    CHECK(result == CUDA_SUCCESS, EXIT_CODE_INTERNAL, "this is a bug of meshwork: please report it",
-          "cuTensorMapEncodeTiled refused [%lld, %lld, %lld] bf16, rows %lld apart: CUresult %d",
-          (long long)operand->planes, (long long)operand->rows, (long long)operand->columns,
-          (long long)operand->stride, (int)result);
-    return map;
+    return cuda_is_hopper();
 }
 
 void gemm_hopper(const GroupedGemm *args, cudaStream_t stream)
 {
-    const EncodeTensorMap encode = find_encode();
     const bool transposed = args->form == GEMM_TN;
     const bool gather_a = args->a_index, gather_b = transposed && args->b_index;
     // The maps of gathered operands go unused.
-    const Operand a = {.data = args->a,
-                       .columns = transposed ? args->m : args->k,
-                       .rows = args->rows_max,
-                       .planes = 0,
-                       .stride = args->a_stride,
-                       .box_rows = transposed ? TERMS : TILE_ROWS};
-    Operand b = {.data = args->b,
-                 .columns = args->n,
-                 .rows = args->k,
-                 .planes = args->groups,
-                 .stride = args->n,
-                 .box_rows = TERMS};
+    const RingOperand a = {.data = args->a,
+                           .type = DTYPE_BF16,
+                           .columns = transposed ? args->m : args->k,
+                           .rows = args->rows_max,
+                           .planes = 0,
+                           .stride = args->a_stride,
+                           .box_rows = transposed ? TERMS : TILE_ROWS};
+    RingOperand b = {.data = args->b,
+                     .type = DTYPE_BF16,
+                     .columns = args->n,
+                     .rows = args->k,
+                     .planes = args->groups,
+                     .stride = args->n,
+                     .box_rows = TERMS};
     if (args->form == GEMM_NT) {
         b.columns = b.stride = args->k;
         b.rows = args->n;
@@ -528,7 +435,7 @@ void gemm_hopper(const GroupedGemm *args, cudaStream_t stream)
         b.planes = 0;
         b.stride = args->b_stride;
     }
-    const CUtensorMap map_a = encode_operand(encode, &a), map_b = encode_operand(encode, &b);
+    const CUtensorMap map_a = ring_map(&a), map_b = ring_map(&b);
     const HopperKernel kernel = kernel_of_variant[args->form][gather_a][gather_b];
     CHECK_CUDA(cudaFuncSetAttribute((const void *)kernel,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES));

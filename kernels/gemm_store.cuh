@@ -1,9 +1,9 @@
 // gemm_store.cuh -- from a warp's sums in tensor core order to rows of c in memory.
 //
-// A warp owns 16 rows x 256 columns of the tile. wgmma leaves two neighbouring sums of a row with
-// each thread; the warp's buffer in shared memory turns 256 bytes of every row at a time into
-// pieces of 16 bytes, so that half a warp writes one row's 256 bytes. Rows and columns that c has
-// not got in this group are not touched. Limited by the way from a multiprocessor to the L2.
+// A warp owns 16 rows x 256 (or 128) columns of the tile. wgmma leaves two neighbouring sums of a
+// row with each thread; the warp's buffer in shared memory turns 256 bytes of every row at a time
+// into pieces of 16 bytes, so that half a warp writes one row's 256 bytes. Rows and columns that c
+// has not got in this group are not touched. Limited by the way from a multiprocessor to the L2.
 #pragma once
 
 #include "kernels/cuda_common.cuh"
@@ -11,7 +11,6 @@
 #include "kernels/gemm_walk.cuh"
 
 enum {
-    STORE_COLUMNS = 256,                       // of the tile
     STORE_LINE_BYTES = 256,                    // of c, per row and pass
     STORE_PITCH_BYTES = STORE_LINE_BYTES + 16, // neighbouring rows start in different banks
     STORE_BUFFER_BYTES = 16 * STORE_PITCH_BYTES,
@@ -90,7 +89,7 @@ static __device__ __forceinline__ uint8_t *tile_in_c(const GroupedGemm &args, co
     return (uint8_t *)((Out *)args.c + row * args.n + tile.column);
 }
 
-template <GemmForm FORM, typename Out>
+template <GemmForm FORM, typename Out, int STORE_COLUMNS = 256>
 static __device__ __forceinline__ void store_tile(const GroupedGemm &args, const GemmTile &tile,
                                                   int warp_row, uint8_t *buffer, const float *sum)
 {

@@ -28,15 +28,17 @@ static __device__ __forceinline__ GemmWalk gemm_walk_begin(void)
     return GemmWalk{0, (int64_t)blockIdx.x};
 }
 
-// Moves to the block's next tile; false past the last one.
-template <GemmForm FORM, int TILE_ROWS, int TILE_COLUMNS>
+// Moves to the block's next tile; false past the last one. MAY_BE_DENSE: without arrays of groups
+// there is one of all rows.
+template <GemmForm FORM, int TILE_ROWS, int TILE_COLUMNS, bool MAY_BE_DENSE = false>
 static __device__ __forceinline__ bool gemm_walk_next(const GroupedGemm &args, GemmWalk *walk,
                                                       GemmTile *tile)
 {
     constexpr uint32_t BAND = 16;
     const uint32_t column_tiles = (uint32_t)(args.n + TILE_COLUMNS - 1) / TILE_COLUMNS;
     for (; walk->group < args.groups; walk->group++) {
-        const int group_rows = __ldg(args.group_rows + walk->group);
+        const bool dense = MAY_BE_DENSE && !args.group_rows;
+        const int group_rows = dense ? (int)args.rows_max : __ldg(args.group_rows + walk->group);
         const int c_rows = FORM == GEMM_TN ? (int)args.m : group_rows;
         // An empty group has no rows to write; its weight gradient is zero unless it is added to
         // what is there.
@@ -55,7 +57,7 @@ static __device__ __forceinline__ bool gemm_walk_next(const GroupedGemm &args, G
         const uint32_t column_tile = in_band / band_rows;
         const uint32_t row_tile = band_first + in_band - column_tile * band_rows;
         tile->group = walk->group;
-        tile->group_first = __ldg(args.group_first + walk->group);
+        tile->group_first = dense ? 0 : __ldg(args.group_first + walk->group);
         tile->row = (int)(row_tile * TILE_ROWS);
         tile->column = (int)(column_tile * TILE_COLUMNS);
         tile->rows_left = c_rows - tile->row;

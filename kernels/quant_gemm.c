@@ -31,6 +31,18 @@ static int64_t smaller(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+// ---- groups ----
+
+static int64_t first_of(const QuantGemm *args, int group)
+{
+    return args->group_first ? args->group_first[group] : 0;
+}
+
+static int64_t rows_of(const QuantGemm *args, int group)
+{
+    return args->group_rows ? args->group_rows[group] : args->rows_max;
+}
+
 // ---- operands ----
 
 static bool is_integer(const QuantOperand *o)
@@ -154,8 +166,8 @@ void quant_gemm_reference(const QuantGemm *args)
         for (int64_t n = 0; n < args->n; n++) {
             Rows rows = {.a = a, .b = b, .at_b = {group, n}};
             load_row(args, &args->b, rows.at_b, args->n, b, 1);
-            for (int64_t i = 0; i < args->group_rows[group]; i++) {
-                rows.at_a = (UnitRow){0, args->group_first[group] + i};
+            for (int64_t i = 0; i < rows_of(args, group); i++) {
+                rows.at_a = (UnitRow){0, first_of(args, group) + i};
                 load_row(args, &args->a, rows.at_a, args->rows_max, a, 1);
                 store(args, rows.at_a.row * args->n + n, element(args, &rows));
             }
@@ -198,8 +210,10 @@ static Plan plan_of(const QuantGemm *args, const GemmTile *tile)
     return p;
 }
 
-uint64_t quant_gemm_workspace_bytes(const QuantGemm *args)
+uint64_t quant_gemm_workspace_bytes(const QuantGemm *args, DeviceKind device)
 {
+    if (device == DEVICE_CUDA)
+        return quant_gemm_workspace_bytes_cuda ? quant_gemm_workspace_bytes_cuda(args) : 0;
     Plan p = plan_of(args, gemm_tile_best());
     int64_t floats = p.panels_max * p.panel_floats + args->threads * p.strip_floats;
     return (uint64_t)floats * sizeof(float) + (uint64_t)(args->groups + 1) * sizeof(int64_t) +
@@ -315,8 +329,8 @@ static void run_panel(const QuantGemm *args, const Plan *p, int64_t index)
     while (p->panel_of_group[group + 1] <= index)
         group++;
     int64_t done = (index - p->panel_of_group[group]) * p->tile->rows;
-    pack_rows(args, p, &args->a, (UnitRow){0, args->group_first[group] + done},
-              smaller(p->tile->rows, args->group_rows[group] - done),
+    pack_rows(args, p, &args->a, (UnitRow){0, first_of(args, group) + done},
+              smaller(p->tile->rows, rows_of(args, group) - done),
               p->panels + index * p->panel_floats);
 }
 
@@ -327,13 +341,13 @@ static void run_strip(const QuantGemm *args, const Plan *p, int group, int64_t s
     float *b = p->strip_of_thread + omp_get_thread_num() * p->strip_floats;
     Tile t = {.b = b, .at_b = {group, strip * p->tile->columns}};
     t.columns = smaller(p->tile->columns, args->n - t.at_b.row);
-    if (args->group_rows[group] == 0)
+    if (rows_of(args, group) == 0)
         return;
     pack_rows(args, p, &args->b, t.at_b, t.columns, b);
     t.a = p->panels + p->panel_of_group[group] * p->panel_floats;
-    for (int64_t row = 0; row < args->group_rows[group]; row += p->tile->rows) {
-        t.at_a = (UnitRow){0, args->group_first[group] + row};
-        t.rows = smaller(p->tile->rows, args->group_rows[group] - row);
+    for (int64_t row = 0; row < rows_of(args, group); row += p->tile->rows) {
+        t.at_a = (UnitRow){0, first_of(args, group) + row};
+        t.rows = smaller(p->tile->rows, rows_of(args, group) - row);
         tile_sums(args, p, &t, total);
         store_tile(args, p, &t, total);
         t.a += p->panel_floats;
@@ -349,9 +363,9 @@ void quant_gemm_cpu(const QuantGemm *args, Stream stream)
     int64_t rows = 0;
     p.panel_of_group[0] = 0;
     for (int group = 0; group < args->groups; group++) {
-        rows += args->group_rows[group];
+        rows += rows_of(args, group);
         p.panel_of_group[group + 1] =
-            p.panel_of_group[group] + divide_up(args->group_rows[group], p.tile->rows);
+            p.panel_of_group[group] + divide_up(rows_of(args, group), p.tile->rows);
     }
     bool alone = rows * args->n * args->k < PARALLEL_MIN;
     int64_t panels = p.panel_of_group[args->groups], strips = args->groups * p.strips;

@@ -15,10 +15,16 @@
 // to f32 once. Sources: torchao's tensor subclasses (float8_tensor.py, int8_tensor.py,
 // mx_tensor.py, nvfp4_tensor.py), DeepSeek-V3 (inference/kernel.py).
 //
-// Exactness: an element of c depends on its row of a and its row of b alone; every instruction set
-// and number of threads gives the same bits.
+// Exactness: CPU, and CUDA with bits_of_cpu: an element of c depends on its row of a and its row of
+// b alone; every device, instruction set and number of threads gives the same bits (of a NaN only
+// that it is one).
 //   |ours - exact| <= (k + 4 blocks) eps_f32 * sum |a b| + 1, 2 (ROUNDED) or 3 (two levels)
 //   roundings to dtype
+// CUDA without bits_of_cpu: tensor cores, in their order of sums, which differs with every size.
+//   |ours - exact| <= 2 (k + 4 blocks) eps_f32 * sum |a b| + the same roundings; whole numbers as
+//   above, to the bit; e4m3 codes of a under scales of rows, tensors or 128 n columns: +
+//   2^-10 sum |a b| for terms of both signs, since there a multiplier keeps some 13 bits of its
+//   sums. Powers of two below 2^-117 may lose bits of the values under them.
 // Only NT: gradients are products of transposed operands, quantised along the sum
 // (experiments/model/moe_quant.h has the table).
 #pragma once
@@ -40,9 +46,10 @@ typedef struct QuantGemm {
     DType dtype;                // f32 or bf16: the operands' own
     DType out_dtype;            // of c: the same or f32
     bool accumulate;            // c += ..., out_dtype f32 only
+    bool bits_of_cpu;           // CUDA: slower, see above
     int groups;                 //
-    const int32_t *group_first; // [groups] device
-    const int32_t *group_rows;  // [groups] device
+    const int32_t *group_first; // [groups] device; NULL: dense, one group of all rows_max rows
+    const int32_t *group_rows;  // [groups] device; likewise
     int64_t rows_max, n, k;
     QuantOperand a, b;
     void *c;               // [rows_max, n]
@@ -51,9 +58,12 @@ typedef struct QuantGemm {
     int threads;           // CPU: at least 1
 } QuantGemm;
 
+// A dense product on CUDA may make a plan on the host (dense_gemm.h): the first of each size must
+// come before a graph is captured.
 KERNEL_DECLARE(quant_gemm, QuantGemm);
-// Local, host. Of what the device's row needs.
-uint64_t quant_gemm_workspace_bytes(const QuantGemm *args);
+// Local, host. Of what the device's row needs; operands need only be planned.
+uint64_t quant_gemm_workspace_bytes(const QuantGemm *args, DeviceKind device);
+OPTIONAL_SYMBOL uint64_t quant_gemm_workspace_bytes_cuda(const QuantGemm *args);
 // Local, CPU. The definition above as plain loops.
 void quant_gemm_reference(const QuantGemm *args);
 

@@ -1,17 +1,17 @@
-// place.h -- where a scale and a code lie in memory: the layouts of rule.h as index arithmetic,
-// inline, for the CPU and for CUDA kernels.
+// place.h -- where a scale and a code lie in memory: the layouts of rule.h as index arithmetic, and
+// stored numbers as f32; inline, for the CPU and for CUDA kernels.
 //
 // Sources: torchao, prototype/mx_formats/utils.py, to_blocked; PyTorch,
 // aten/src/ATen/native/cuda/int4mm.cu. 64-bit throughout.
 #pragma once
 
-#include "quant/rule.h"
+#include "quant/method_mx.h"
 
 enum {
     SWIZZLE_ROWS = 128, // a tile of scales: 128 x 4 bytes
     SWIZZLE_COLUMNS = 4,
-    TILE_ROWS = 8, // a tile of codes: 8 x 128
-    TILE_COLUMNS = 128,
+    CODE_TILE_ROWS = 8, // a tile of codes: 8 x 128
+    CODE_TILE_COLUMNS = 128,
 };
 
 // The blocks of one matrix, and how their scales lie.
@@ -34,17 +34,22 @@ FORMAT_INLINE int64_t quant_scale_stride(QuantGrid grid)
     return grid.rows * grid.columns * (grid.layout == SCALES_PAIRED ? 2 : 1);
 }
 
+// SCALES_SWIZZLED, in a matrix that is `columns` blocks wide.
+FORMAT_INLINE int64_t quant_swizzled_place(int64_t columns, int64_t row, int64_t column)
+{
+    int64_t tiles = (columns + SWIZZLE_COLUMNS - 1) / SWIZZLE_COLUMNS;
+    int64_t tile = row / SWIZZLE_ROWS * tiles + column / SWIZZLE_COLUMNS;
+    return tile * SWIZZLE_ROWS * SWIZZLE_COLUMNS + row % 32 * 16 + row % SWIZZLE_ROWS / 32 * 4 +
+           column % SWIZZLE_COLUMNS;
+}
+
 // In elements, from the first of the matrix. PAIRED: the zero point is the next.
 FORMAT_INLINE int64_t quant_scale_place(QuantGrid grid, int64_t row, int64_t column)
 {
     if (grid.layout == SCALES_PLAIN)
         return row * grid.columns + column;
-    if (grid.layout == SCALES_SWIZZLED) {
-        int64_t tiles = (grid.columns + SWIZZLE_COLUMNS - 1) / SWIZZLE_COLUMNS;
-        int64_t tile = row / SWIZZLE_ROWS * tiles + column / SWIZZLE_COLUMNS;
-        return tile * SWIZZLE_ROWS * SWIZZLE_COLUMNS + row % 32 * 16 + row % SWIZZLE_ROWS / 32 * 4 +
-               column % SWIZZLE_COLUMNS;
-    }
+    if (grid.layout == SCALES_SWIZZLED)
+        return quant_swizzled_place(grid.columns, row, column);
     int64_t transposed = column * grid.rows + row;
     return grid.layout == SCALES_PAIRED ? 2 * transposed : transposed;
 }
@@ -53,11 +58,31 @@ FORMAT_INLINE int64_t quant_scale_place(QuantGrid grid, int64_t row, int64_t col
 // c + 16, c + 24, c + 1, c + 9, ... where c = 32 j + 2 (t % 4). columns: of a padded row.
 FORMAT_INLINE int64_t quant_tiled_bit(int64_t columns, int64_t row, int64_t column)
 {
-    int64_t tile = row / TILE_ROWS * (columns / TILE_COLUMNS) + column / TILE_COLUMNS;
-    int64_t j = column % TILE_COLUMNS / 32, within = column % 32;
-    int64_t t = row % TILE_ROWS * 4 + within % 8 / 2;
+    int64_t tile =
+        row / CODE_TILE_ROWS * (columns / CODE_TILE_COLUMNS) + column / CODE_TILE_COLUMNS;
+    int64_t j = column % CODE_TILE_COLUMNS / 32, within = column % 32;
+    int64_t t = row % CODE_TILE_ROWS * 4 + within % 8 / 2;
     int64_t nibble = within / 8 + within % 2 * 4;
     return ((tile * 32 + t) * 4 + j) * 32 + nibble * 4;
+}
+
+// A stored scale or zero point.
+FORMAT_INLINE uint32_t quant_load_bits(const void *data, DType dtype, int64_t index)
+{
+    if (dtype == DTYPE_F32)
+        return ((const uint32_t *)data)[index];
+    return dtype == DTYPE_BF16 ? ((const uint16_t *)data)[index] : ((const uint8_t *)data)[index];
+}
+
+FORMAT_INLINE float quant_value_of_bits(DType dtype, uint32_t bits)
+{
+    if (dtype == DTYPE_F32)
+        return format_f32_value(bits);
+    if (dtype == DTYPE_BF16)
+        return format_f32_value(bits << 16);
+    if (dtype == DTYPE_I8)
+        return quant_of_int8(bits);
+    return dtype == DTYPE_F8_E4M3 ? quant_of_e4m3(bits) : quant_mx_power(bits);
 }
 
 FORMAT_INLINE void quant_store_bits(void *data, DType dtype, int64_t index, uint32_t bits)

@@ -4,7 +4,6 @@
 // included.
 #include "quant/qtensor.h"
 
-#include "quant/method_mx.h"
 #include "quant/place.h"
 #include "quant/recipe.h"
 
@@ -241,35 +240,17 @@ void qtensor_store_code(QTensor *q, int64_t matrix, int64_t row, int64_t column,
         *byte = (uint8_t)(q->rule.code == CODE_INT4 ? (code ^ 8u) - 8u : code);
 }
 
-static uint32_t load_bits(const void *data, DType dtype, int64_t index)
-{
-    if (dtype == DTYPE_F32)
-        return ((const uint32_t *)data)[index];
-    return dtype == DTYPE_BF16 ? ((const uint16_t *)data)[index] : ((const uint8_t *)data)[index];
-}
-
-static float value_of_bits(DType dtype, uint32_t bits)
-{
-    if (dtype == DTYPE_F32)
-        return format_f32_value(bits);
-    if (dtype == DTYPE_BF16)
-        return f32_from_bf16_bits((uint16_t)bits);
-    if (dtype == DTYPE_I8)
-        return quant_of_int8(bits);
-    return dtype == DTYPE_F8_E4M3 ? quant_of_e4m3(bits) : quant_mx_power(bits);
-}
-
 QuantBlock qtensor_load_block(const QTensor *q, int64_t matrix, int64_t block_row,
                               int64_t block_column)
 {
     int64_t index = qtensor_scale_index(q, matrix, block_row, block_column);
-    QuantBlock block = {.scale_bits = load_bits(q->scales, q->rule.scale_dtype, index)};
+    QuantBlock block = {.scale_bits = quant_load_bits(q->scales, q->rule.scale_dtype, index)};
     if (q->rule.has_zeros) {
-        block.zero_bits = q->zeros ? load_bits(q->zeros, q->rule.zero_dtype, index)
-                                   : load_bits(q->scales, q->rule.zero_dtype, index + 1);
-        block.zero = value_of_bits(q->rule.zero_dtype, block.zero_bits);
+        block.zero_bits = q->zeros ? quant_load_bits(q->zeros, q->rule.zero_dtype, index)
+                                   : quant_load_bits(q->scales, q->rule.zero_dtype, index + 1);
+        block.zero = quant_value_of_bits(q->rule.zero_dtype, block.zero_bits);
     }
-    block.scale = value_of_bits(q->rule.scale_dtype, block.scale_bits);
+    block.scale = quant_value_of_bits(q->rule.scale_dtype, block.scale_bits);
     return block;
 }
 

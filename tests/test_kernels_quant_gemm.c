@@ -1,43 +1,12 @@
 // Products of quantised operands: tiles give the bits of the plain loops for every recipe, group
 // sizes from 0 on, odd shapes, f32 and bf16; and both are the product, in double, of what the codes
 // stand for, within the bound of the header.
-#include "kernels/quant_gemm.h"
-#include "quant/quantise.h"
-#include "quant/recipe.h"
-#include "tests/kernels_data.h"
+#include "tests/quant_product.h"
 
-enum { GROUPS = 3 };
-
-typedef struct Case {
-    int64_t rows[GROUPS], n, k;
-} Case;
-
-static const Case cases[] = {{{0, 1, 17}, 48, 128}, {{3, 0, 30}, 128, 256}, {{1, 2, 0}, 16, 1408}};
-
-// Values of the operand stay behind for the bound. A recipe that refuses the shape: false.
-static bool make(Data *data, const QuantRule *rule, DType dtype, int rank, const int64_t *shape,
-                 QuantOperand *operand)
-{
-    Error error = {0};
-    int64_t count = 1;
-    for (int i = 0; i < rank; i++)
-        count *= shape[i];
-    *operand = (QuantOperand){.values = data_normals(data, count, dtype, 0.7f)};
-    if (rule->method == QUANT_NONE)
-        return true;
-    operand->quantised = true;
-    if (!qtensor_plan(rule, dtype, rank, shape, &operand->q, &error))
-        return false;
-    QTensorBytes bytes = qtensor_bytes(&operand->q);
-    operand->q.codes = data_poisoned(data, (int64_t)bytes.codes, 1);
-    operand->q.scales = data_poisoned(data, (int64_t)bytes.scales, 1);
-    if (rule->has_zeros && operand->q.scale_layout != SCALES_PAIRED)
-        operand->q.zeros = data_poisoned(data, (int64_t)bytes.zeros, 1);
-    if (rule->two_level)
-        operand->q.tensor_scales = data_poisoned(data, (int64_t)bytes.tensor_scales, 1);
-    quantise(operand->values, NULL, &operand->q);
-    return true;
-}
+static const QuantCase cases[] = {{3, {0, 1, 17}, 48, 128},
+                                  {3, {3, 0, 30}, 128, 256},
+                                  {3, {1, 2, 0}, 16, 1408},
+                                  {0, {5}, 128, 128}};
 
 // What an element stands for.
 static double value_at(const QuantOperand *o, DType dtype, int64_t matrix, int64_t row, int64_t k,
@@ -70,35 +39,21 @@ static void check_value(const QuantGemm *g, const char *what, int group, int64_t
     expect_near(value_of(g->c, g->out_dtype, row * g->n + n), sum, bound, what, row * g->n + n);
 }
 
-static void check(Data *data, const Recipe *recipe, const Case *c, DType dtype)
+static void check(Data *data, const Recipe *recipe, const QuantCase *c, DType dtype)
 {
     int mark = data->blocks;
-    int32_t first[GROUPS], rows[GROUPS];
-    int64_t rows_max = 0;
-    for (int g = 0; g < GROUPS; g++) { // padding between groups
-        first[g] = (int32_t)rows_max;
-        rows[g] = (int32_t)c->rows[g];
-        rows_max += c->rows[g] + 2;
-    }
-    QuantGemm args = {.product = recipe->form,
-                      .dtype = dtype,
-                      .out_dtype = dtype,
-                      .groups = GROUPS,
-                      .group_first = first,
-                      .group_rows = rows,
-                      .rows_max = rows_max,
-                      .n = c->n,
-                      .k = c->k,
-                      .threads = 1 + (int)data_below(data, 3)};
+    QuantGemm args;
     char what[128];
     snprintf(what, sizeof(what), "%s, %s, n %lld, k %lld", recipe->name, dtype_row(dtype)->name,
              (long long)c->n, (long long)c->k);
-    if (make(data, &recipe->activations, dtype, 2, (int64_t[]){rows_max, c->k}, &args.a) &&
-        make(data, &recipe->weights, dtype, 3, (int64_t[]){GROUPS, c->n, c->k}, &args.b)) {
+    if (quant_product_make(data, recipe, c, &(QuantTypes){dtype, dtype, false}, &args)) {
+        int64_t rows_max = args.rows_max;
+        args.threads = 1 + (int)data_below(data, 3);
         uint64_t bytes = dtype_bytes(dtype, (uint64_t)(rows_max * c->n));
         void *ours = data_poisoned(data, rows_max * c->n, dtype_bytes(dtype, 1));
         args.c = data_poisoned(data, rows_max * c->n, dtype_bytes(dtype, 1));
-        args.workspace = data_poisoned(data, (int64_t)quant_gemm_workspace_bytes(&args), 1);
+        args.workspace =
+            data_poisoned(data, (int64_t)quant_gemm_workspace_bytes(&args, DEVICE_CPU), 1);
         quant_gemm_reference(&args);
         QuantGemm fast = args;
         fast.c = ours;
@@ -106,9 +61,9 @@ static void check(Data *data, const Recipe *recipe, const Case *c, DType dtype)
         for (int64_t i = 0; i < rows_max * c->n; i++) // padding rows keep the poison
             expect_same(value_of(ours, dtype, i), value_of(args.c, dtype, i), what, i);
         assert_memory_equal(ours, args.c, bytes);
-        for (int g = 0; g < GROUPS; g++)
-            for (int64_t i = 0; i < rows[g]; i++)
-                check_value(&args, what, g, first[g] + i, data_below(data, c->n));
+        for (int g = 0; g < args.groups; g++)
+            for (int64_t i = 0; i < quant_rows_of(&args, g); i++)
+                check_value(&args, what, g, quant_first(&args, g) + i, data_below(data, c->n));
     }
     data_release(data, mark);
 }
@@ -135,8 +90,8 @@ static void integers_are_exact(void **state)
     assert_true(recipe_parse("W8A8", &recipe, &error));
     QuantOperand operand[2];
     for (int i = 0; i < 2; i++) {
-        assert_true(make(&data, i ? &recipe.weights : &recipe.activations, DTYPE_F32, 2,
-                         (int64_t[]){1, K}, &operand[i]));
+        assert_true(quant_operand_make(&data, i ? &recipe.weights : &recipe.activations, DTYPE_F32,
+                                       2, (int64_t[]){1, K}, &operand[i]));
         for (int64_t k = 0; k < K; k++)
             qtensor_store_code(&operand[i].q, 0, 0, k,
                                i == 0      ? 127
@@ -159,7 +114,8 @@ static void integers_are_exact(void **state)
                       .b = operand[1],
                       .c = &out,
                       .threads = 1};
-    args.workspace = data_poisoned(&data, (int64_t)quant_gemm_workspace_bytes(&args), 1);
+    args.workspace =
+        data_poisoned(&data, (int64_t)quant_gemm_workspace_bytes(&args, DEVICE_CPU), 1);
     quant_gemm(&args, CPU);
     expect_same(out, 127.0f * (127 * 2048 - 1 - 127 * 1024), "sum", 0);
     data_destroy(&data);
@@ -186,7 +142,8 @@ static void accumulates(void **state)
                       .b = {.values = b},
                       .c = c,
                       .threads = 1};
-    args.workspace = data_poisoned(&data, (int64_t)quant_gemm_workspace_bytes(&args), 1);
+    args.workspace =
+        data_poisoned(&data, (int64_t)quant_gemm_workspace_bytes(&args, DEVICE_CPU), 1);
     quant_gemm(&args, CPU);
     const float expected[4] = {11, 16, 18, 25};
     for (int i = 0; i < 4; i++)

@@ -98,7 +98,8 @@ static bool set_up(const AoBench *bench, const AoModule *module, const Recipe *r
         return false;
     work->input = (Cast){.values = x, .to = p->a.q, .threads = bench->run->threads};
     p->c = arena_push(bench->arena, 2 * (uint64_t)(bench->rows * n), MEMORY_ACTIVATIONS);
-    p->workspace = arena_push(bench->arena, quant_gemm_workspace_bytes(p), MEMORY_SCRATCH);
+    p->workspace = arena_push(bench->arena, quant_gemm_workspace_bytes(p, bench->stream.device),
+                              MEMORY_SCRATCH);
     return true;
 }
 

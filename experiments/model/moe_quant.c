@@ -183,7 +183,7 @@ MoeQuant *moe_quant_create(const Moe *moe)
         push_operand(&quant->left[which], s->arena);
         push_operand(&quant->right[which], s->arena);
         QuantGemm gemm = gemm_of(&with, which);
-        uint64_t bytes = quant_gemm_workspace_bytes(&gemm);
+        uint64_t bytes = quant_gemm_workspace_bytes(&gemm, s->device);
         workspace = bytes > workspace ? bytes : workspace;
         int64_t values = is_gradient(which) ? (shape.m + shape.n) * gemm.k
                                             : rows->experts_local * shape.n * shape.k;
