@@ -35,7 +35,7 @@ struct QuantWork {
     QuantView a, b;
     QuantProduct product;
     DType dtype;
-    int64_t block; // columns under one scale of each operand
+    int64_t block; // columns that make one chain: SCALED under one scale of each operand, else k
     bool two_levels;
     bool whole; // both operands are whole numbers
 };
@@ -91,7 +91,9 @@ static inline QuantWork quant_work(const QuantGemm *args)
     w.b = quant_view(args, &args->b, args->n);
     w.product = args->product;
     w.dtype = args->dtype;
-    w.block = w.a.block_columns < w.b.block_columns ? w.a.block_columns : w.b.block_columns;
+    w.block = args->k > 0 ? args->k : 1;
+    if (args->product == PRODUCT_SCALED)
+        w.block = w.a.block_columns < w.b.block_columns ? w.a.block_columns : w.b.block_columns;
     w.two_levels = w.a.codes && w.b.codes && args->a.q.rule.two_level && args->b.q.rule.two_level;
     w.whole =
         args->product != PRODUCT_VALUES && quant_is_whole(&args->a) && quant_is_whole(&args->b);
