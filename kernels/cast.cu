@@ -51,12 +51,12 @@ static unsigned grid_of(int64_t blocks)
 // Thread block: 8 units a thread of one matrix, or 64 single elements.
 template <typename Element, bool VECTOR>
 __global__ void __launch_bounds__(CAST_THREADS)
-    cast_measure_kernel(const Element *values, int64_t count, int64_t pieces, uint32_t *amax)
+    cast_measure_kernel(const void *values, int64_t count, int64_t pieces, uint32_t *amax)
 {
     enum { UNITS = 8, PIECE = CAST_THREADS * UNITS * GROUP_ELEMENTS };
     typedef Peak<false, sizeof(Element) == 2 ? DTYPE_BF16 : DTYPE_F32> P;
     const int64_t matrix = blockIdx.x / pieces, first = blockIdx.x % pieces * PIECE;
-    const Element *from = values + matrix * count;
+    const Element *from = (const Element *)values + matrix * count;
     Group<Element> unit[UNITS];
 #pragma unroll
     for (int u = 0; u < UNITS; u++) {
@@ -82,23 +82,17 @@ static void measure(const void *values, DType input, int64_t matrices, int64_t c
 {
     const int64_t piece = CAST_THREADS * 8 * GROUP_ELEMENTS, pieces = (count + piece - 1) / piece;
     const bool vector = count % GROUP_ELEMENTS == 0 && cuda_aligned(values);
-    const cudaStream_t s = cuda_stream(stream);
+    typedef void (*MeasureKernel)(const void *, int64_t, int64_t, uint32_t *);
+    static const MeasureKernel kernels[2][2] = {
+        {cast_measure_kernel<float, false>, cast_measure_kernel<float, true>},
+        {cast_measure_kernel<Bf16, false>, cast_measure_kernel<Bf16, true>},
+    };
     device_fill(amax, 0, (uint64_t)matrices * sizeof(*amax), stream);
     if (matrices * pieces == 0)
         return;
-    const unsigned grid = grid_of(matrices * pieces);
-    if (input == DTYPE_BF16 && vector)
-        cast_measure_kernel<Bf16, true>
-            <<<grid, CAST_THREADS, 0, s>>>((const Bf16 *)values, count, pieces, amax);
-    else if (input == DTYPE_BF16)
-        cast_measure_kernel<Bf16, false>
-            <<<grid, CAST_THREADS, 0, s>>>((const Bf16 *)values, count, pieces, amax);
-    else if (vector)
-        cast_measure_kernel<float, true>
-            <<<grid, CAST_THREADS, 0, s>>>((const float *)values, count, pieces, amax);
-    else
-        cast_measure_kernel<float, false>
-            <<<grid, CAST_THREADS, 0, s>>>((const float *)values, count, pieces, amax);
+    const MeasureKernel kernel = kernels[input == DTYPE_BF16][vector];
+    kernel<<<grid_of(matrices * pieces), CAST_THREADS, 0, cuda_stream(stream)>>>(values, count,
+                                                                                 pieces, amax);
     CHECK_CUDA(cudaGetLastError());
 }
 
