@@ -240,15 +240,35 @@ void cast_with_loops(const Cast *args, const CastLoops *loops)
 void cast_cpu(const Cast *args, Stream stream)
 {
     (void)stream;
-    cast_with_loops(args, cast_loops_best());
+    QTensor transposed = args->transposed;
+    if (args->to.rule.method != QUANT_NONE)
+        cast_with_loops(args, cast_loops_best());
+    if (transposed.rule.method != QUANT_NONE)
+        quantise_transposed(args->values, args->amax, &transposed);
+}
+
+// Whether scales are known only when the whole tensor, or whole columns of it, were read.
+static bool reads_twice(const QTensor *q, const float *amax, bool transposed)
+{
+    bool known = amax && quantise_amaxes(q) > 0;
+    return !known && (quantise_amaxes(q) > 0 || (transposed && q->rule.block_columns == 0));
 }
 
 KernelCost cast_cost(const Cast *args)
 {
-    const QTensor *q = &args->to;
-    double elements = (double)(q->matrices * q->rows) * (double)q->columns;
-    double read = elements * (double)dtype_bytes(q->input, 1);
-    bool twice = !args->amax && quantise_amaxes(q) > 0;
-    return (KernelCost){.bytes = (twice ? 2 : 1) * read + (double)qtensor_bytes(q).total,
-                        .flops = 3 * elements};
+    KernelCost cost = {0};
+    bool twice = false;
+    for (int transposed = 0; transposed < 2; transposed++) {
+        const QTensor *q = transposed ? &args->transposed : &args->to;
+        if (q->rule.method == QUANT_NONE)
+            continue;
+        double elements = (double)(q->matrices * q->rows) * (double)q->columns;
+        double read = elements * (double)dtype_bytes(q->input, 1);
+        bool again = reads_twice(q, args->amax, transposed) && !twice;
+        cost.bytes += (double)qtensor_bytes(q).total + (again ? read : 0);
+        cost.bytes += cost.flops == 0 ? read : 0;
+        cost.flops += 3 * elements;
+        twice = twice || again;
+    }
+    return cost;
 }

@@ -4,18 +4,13 @@
 // Largest magnitudes are found by atomic maxima of their bits, whose order matters to nothing, in
 // the place where the scale that they decide will stand; a launch of a few threads turns one into
 // the other.
-#include "kernels/cast_kernels.cuh"
+#include "kernels/cast_launch.cuh"
 
 enum { PLAIN_THREADS = 128, PLAIN_WARP_ELEMENTS = 4096, GRID_MAX = 1 << 30 };
 
 // ---- the work as kernels see it ----
 
-static bool one_block(const QTensor *q)
-{
-    return q->rule.block_rows == 0 && q->rule.block_columns == 0;
-}
-
-static CastWork work_of(const void *values, const QTensor *q)
+CastWork cast_work_of(const void *values, const QTensor *q)
 {
     CastWork work = {};
     work.context.rule = q->rule;
@@ -39,7 +34,7 @@ static CastWork work_of(const void *values, const QTensor *q)
     return work;
 }
 
-static unsigned grid_of(int64_t blocks)
+unsigned cast_grid(int64_t blocks)
 {
     CHECK(blocks <= GRID_MAX, EXIT_CODE_DATA, "cast it in parts",
           "a cast would take %lld thread blocks, %d are possible", (long long)blocks, GRID_MAX);
@@ -76,10 +71,16 @@ __global__ void __launch_bounds__(CAST_THREADS)
         atomicMax(amax + matrix, peak.bits);
 }
 
-// Of `matrices` matrices of `count` elements each, as bits.
-static void measure(const void *values, DType input, int64_t matrices, int64_t count,
-                    uint32_t *amax, Stream stream)
+// Where the amaxes of quantise_amaxes are measured, and later what they become.
+static float *place_of_amaxes(const QTensor *q)
 {
+    return q->rule.two_level ? q->tensor_scales : (float *)q->scales;
+}
+
+const float *cast_measure(const void *values, const QTensor *q, Stream stream)
+{
+    const int64_t matrices = quantise_amaxes(q), count = q->rows * q->columns;
+    uint32_t *amax = (uint32_t *)place_of_amaxes(q);
     const int64_t piece = CAST_THREADS * 8 * GROUP_ELEMENTS, pieces = (count + piece - 1) / piece;
     const bool vector = count % GROUP_ELEMENTS == 0 && cuda_aligned(values);
     typedef void (*MeasureKernel)(const void *, int64_t, int64_t, uint32_t *);
@@ -89,11 +90,12 @@ static void measure(const void *values, DType input, int64_t matrices, int64_t c
     };
     device_fill(amax, 0, (uint64_t)matrices * sizeof(*amax), stream);
     if (matrices * pieces == 0)
-        return;
-    const MeasureKernel kernel = kernels[input == DTYPE_BF16][vector];
-    kernel<<<grid_of(matrices * pieces), CAST_THREADS, 0, cuda_stream(stream)>>>(values, count,
-                                                                                 pieces, amax);
+        return place_of_amaxes(q);
+    const MeasureKernel kernel = kernels[q->input == DTYPE_BF16][vector];
+    kernel<<<cast_grid(matrices * pieces), CAST_THREADS, 0, cuda_stream(stream)>>>(values, count,
+                                                                                   pieces, amax);
     CHECK_CUDA(cudaGetLastError());
+    return place_of_amaxes(q);
 }
 
 // Amaxes become what is stored: second scales, or the one scale with its zero point.
@@ -105,7 +107,7 @@ __global__ void cast_settle_kernel(const __grid_constant__ CastWork work, const 
         return;
     const float most = quant_is_nan(amax[i]) ? quant_nan() : amax[i];
     const QuantContext context = work.context;
-    if (!tensor_scales)
+    if (!context.rule.two_level)
         block_store(work, 0, 0, 0, cast_choose(&context, {most, -most, most}));
     else
         tensor_scales[i] = context.rule.method == QUANT_NVFP4
@@ -113,21 +115,41 @@ __global__ void cast_settle_kernel(const __grid_constant__ CastWork work, const 
                                : quant_nvfp4_ct_tensor_scale(context.input, most);
 }
 
-// What is decided by the whole tensor or by whole matrices: amax given, or measured first.
-static void settle(const CastWork *work, const float *amax, const QTensor *q, Stream stream)
+// Amaxes at every row's scale become the scales.
+__global__ void __launch_bounds__(CAST_THREADS)
+    cast_settle_rows_kernel(const __grid_constant__ CastWork work)
+{
+    const int64_t i = (int64_t)blockIdx.x * CAST_THREADS + threadIdx.x;
+    if (i >= work.all_rows)
+        return;
+    float most = ((const float *)work.scales)[i];
+    most = quant_is_nan(most) ? quant_nan() : most;
+    const QuantContext context = work.context;
+    block_store(work, i / work.rows, i % work.rows, 0, cast_choose(&context, {most, -most, most}));
+}
+
+void cast_settle_rows(const CastWork *work, Stream stream)
+{
+    const int64_t blocks = (work->all_rows + CAST_THREADS - 1) / CAST_THREADS;
+    cast_settle_rows_kernel<<<cast_grid(blocks), CAST_THREADS, 0, cuda_stream(stream)>>>(*work);
+    CHECK_CUDA(cudaGetLastError());
+}
+
+void cast_prepare(const CastWork *work, const float *amax, const QTensor *q, Stream stream)
 {
     const int64_t count = quantise_amaxes(q);
-    float *place = q->rule.two_level ? q->tensor_scales : (float *)q->scales;
+    const QuantGrid grid = work->grid;
+    if (grid.layout == SCALES_SWIZZLED &&
+        (grid.rows % SWIZZLE_ROWS != 0 || grid.columns % SWIZZLE_COLUMNS != 0))
+        device_fill(q->scales, 0, qtensor_bytes(q).scales, stream);
     if (count == 0)
         return;
     CHECK_RULE(q->rule.two_level ||
                (q->rule.scale_dtype == DTYPE_F32 && q->rule.method == QUANT_SYMMETRIC));
     if (!amax)
-        measure(work->values, q->input, q->matrices, q->rows * q->columns, (uint32_t *)place,
-                stream);
-    cast_settle_kernel<<<grid_of((count + WARP_LANES - 1) / WARP_LANES), WARP_LANES, 0,
-                         cuda_stream(stream)>>>(*work, amax ? amax : place,
-                                                q->rule.two_level ? place : NULL, count);
+        amax = cast_measure(work->values, q, stream);
+    cast_settle_kernel<<<cast_grid((count + WARP_LANES - 1) / WARP_LANES), WARP_LANES, 0,
+                         cuda_stream(stream)>>>(*work, amax, q->tensor_scales, count);
     CHECK_CUDA(cudaGetLastError());
 }
 
@@ -231,9 +253,12 @@ __global__ void __launch_bounds__(PLAIN_THREADS)
     }
 }
 
-static void cast_plain(CastPlain plain, Stream stream)
+void cast_plain(const CastWork *prepared, const QTensor *q, bool transposed, Stream stream)
 {
+    CastPlain plain = {*prepared, transposed, q->rank > 1 ? q->shape[q->rank - 2] : 1};
     CastWork *work = &plain.work;
+    if (work->all_rows == 0)
+        return;
     if (work->given) { // any cut will do
         work->block_rows = 1;
         work->block_columns = work->columns;
@@ -257,7 +282,7 @@ static void cast_plain(CastPlain plain, Stream stream)
 // ---- which kernel ----
 
 #define COUNT_ONE(...) +1
-static const CastKernels *kernels_of(const QTensor *q)
+const CastKernels *cast_kernels_for(const QTensor *q)
 {
     static const struct {
         const CastKernels (*kernels)[2];
@@ -297,7 +322,7 @@ static void launch_groups(const CastWork *work, CastKernel kernel, Stream stream
 {
     const int64_t down = (work->all_rows + CAST_WARPS - 1) / CAST_WARPS;
     const int64_t across = (work->padded_columns + CAST_REACH - 1) / CAST_REACH;
-    kernel<<<grid_of(down * across), CAST_THREADS, 0, cuda_stream(stream)>>>(*work);
+    kernel<<<cast_grid(down * across), CAST_THREADS, 0, cuda_stream(stream)>>>(*work);
     CHECK_CUDA(cudaGetLastError());
 }
 
@@ -313,10 +338,10 @@ static void launch_blocks(const CastWork *work, const CastKernels *kernels, Stre
         work->all_rows / work->padded_rows * work->grid.rows * work->grid.columns;
     const bool by_warp = threads == WARP_LANES && !work->given;
     if (by_warp)
-        kernels->warps<<<grid_of((blocks + CAST_WARPS - 1) / CAST_WARPS), CAST_THREADS, 0,
+        kernels->warps<<<cast_grid((blocks + CAST_WARPS - 1) / CAST_WARPS), CAST_THREADS, 0,
                          cuda_stream(stream)>>>(*work);
     else
-        kernels->blocks<<<grid_of(blocks), threads, 0, cuda_stream(stream)>>>(*work);
+        kernels->blocks<<<cast_grid(blocks), threads, 0, cuda_stream(stream)>>>(*work);
     CHECK_CUDA(cudaGetLastError());
 }
 
@@ -346,16 +371,12 @@ static CastWork flattened(CastWork work)
 static void cast_forward(const Cast *args, Stream stream)
 {
     const QTensor *q = &args->to;
-    const CastKernels *kernels = kernels_of(q);
-    CastWork work = work_of(args->values, q);
-    const bool full =
-        work.grid.rows % SWIZZLE_ROWS == 0 && work.grid.columns % SWIZZLE_COLUMNS == 0;
-    if (q->scale_layout == SCALES_SWIZZLED && !full)
-        device_fill(q->scales, 0, qtensor_bytes(q).scales, stream);
-    settle(&work, args->amax, q, stream);
+    const CastKernels *kernels = cast_kernels_for(q);
+    CastWork work = cast_work_of(args->values, q);
+    cast_prepare(&work, args->amax, q, stream);
     if (work.all_rows == 0)
         return;
-    work.given = one_block(q);
+    work.given = cast_is_one_block(q);
     const bool vector = kernels && q->columns > 0 && cuda_aligned(args->values) &&
                         cuda_aligned(q->codes) &&
                         (work.given ? q->rows * q->columns : q->columns) % GROUP_ELEMENTS == 0;
@@ -366,11 +387,15 @@ static void cast_forward(const Cast *args, Stream stream)
             work = flattened(work);
         launch_blocks(&work, kernels, stream);
     } else {
-        cast_plain({work, false, work.rows}, stream);
+        cast_plain(&work, q, false, stream);
     }
 }
 
 void cast_cuda(const Cast *args, Stream stream)
 {
-    cast_forward(args, stream);
+    bool done = false;
+    if (args->transposed.rule.method != QUANT_NONE)
+        done = cast_transposed(args, stream);
+    if (args->to.rule.method != QUANT_NONE && !done)
+        cast_forward(args, stream);
 }

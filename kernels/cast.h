@@ -2,8 +2,10 @@
 //
 // The bytes are those of quantise() (quant/quantise.h), which is the reference. A tensor whose one
 // scale needs its largest element (fp8_tensor, nvfp4) is read twice, unless the caller knows the
-// amax already; every other operand is read once: a band of block rows stays in the cache between
-// its statistics and its codes.
+// amax already; every other operand is read once: a band of block rows stays in the cache, or on
+// the GPU a block in registers, between its statistics and its codes. So is a pair of a cast and
+// its transposed one, unless a scale spans a column of the values, which takes a reading of its
+// own.
 #pragma once
 
 #include "kernels/kernel.h"
@@ -14,7 +16,9 @@ DECLARATIONS_BEGIN
 typedef struct Cast {
     const void *values; // [matrices, rows, columns] of to.input
     const float *amax;  // [quantise_amaxes(&to)], or NULL: measured
-    QTensor to;         // planned; codes, scales, ... are written
+    QTensor to;         // planned; codes, scales, ... are written. All zero: not wanted
+    QTensor transposed; // likewise, of [matrices, columns, rows]: what products that sum over rows
+                        // take. The CPU makes it element by element, as the reference does
     int threads;        // CPU only; 0 = as OpenMP has it
 } Cast;
 KERNEL_DECLARE(cast, Cast);

@@ -1,4 +1,4 @@
 // cast_int8.cu -- the CUDA casts to int8.
-#include "kernels/cast_kernels.cuh"
+#include "kernels/cast_tiles.cuh"
 
 const CastKernels cast_kernels_int8[][2] = {CAST_VARIANTS_INT8(CAST_KERNELS)};

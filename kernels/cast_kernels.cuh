@@ -52,49 +52,70 @@ __device__ __forceinline__ uint32_t tile_word(uint32_t word)
     return ((even | even >> 8) & 0xFFFFu) | (uneven | uneven >> 8) << 16;
 }
 
-// Warp: 1024 columns of one row; lane l has columns 8 l .. 8 l + 7 of every 256. Block: eight rows.
-template <typename Kind>
-__global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 4 : 3)
-    cast_groups_kernel(const __grid_constant__ CastWork work)
+// A unit of a lane: its row, its first column, and whether they are in the tensor.
+struct UnitPlace {
+    int64_t row, column;
+    bool there;
+};
+
+// Word of a unit in tinygemm's tiles, from the nibbles of four lanes.
+__device__ __forceinline__ void tile_store(const CastWork &work, int64_t matrix, UnitPlace place,
+                                           uint32_t nibbles)
 {
-    typedef typename CastElement<Kind::input>::type Element;
-    constexpr int sharers = Kind::group == 16 ? 2 : 4;
+    const uint32_t word = tile_word(nibbles);
+    const int64_t part = lane_index() % 4;
+    const int64_t bit =
+        quant_tiled_bit(work.padded_columns, place.row, place.column - part * GROUP_ELEMENTS);
+    if (place.column < work.padded_columns)
+        ((uint32_t *)work
+             .codes)[matrix * work.padded_rows * work.padded_columns / 8 + bit / 32 + part * 4] =
+            word;
+}
+
+template <typename Kind, typename Element>
+__device__ __forceinline__ void unit_cast(const CastWork &work, const QuantContext &context,
+                                          int64_t matrix, UnitPlace place, const QuantBlock &block,
+                                          bool quick, const Group<Element> &unit)
+{
     constexpr bool tiled = Kind::layout == CODES_TILED;
+    const int64_t element = (matrix * work.rows + place.row) * work.columns + place.column;
+    uint32_t words[2] = {0, 0};
+    if (quick)
+        unit_codes<Kind>(context, block, unit, words);
+    else if (place.there)
+        unit_codes_slow<Kind>(context, block, (const Element *)work.values + element, words);
+    else if (tiled)
+        words[0] = cast_encode(&context, &block, 0.0f) * 0x11111111u;
+    if constexpr (tiled)
+        tile_store(work, matrix, place, words[0]);
+    else if (place.there)
+        unit_store<Kind::layout>(work.codes, element, words);
+}
+
+// Statistics, scales and codes of four units of each lane, at place(0 .. 3). Groups of columns are
+// held by neighbouring lanes.
+template <typename Kind, typename Element, typename Place>
+__device__ __forceinline__ void units_cast(const CastWork &work, int64_t matrix,
+                                           const Group<Element> *unit, Place place)
+{
+    constexpr int sharers = Kind::group == 16 ? 2 : 4;
+    typedef Peak<Kind::ranged, Kind::input> P;
     const int group = Kind::group ? Kind::group : (int)work.block_columns;
     const int lanes = group / GROUP_ELEMENTS, lane = lane_index();
-    const uint32_t across = (uint32_t)((work.padded_columns + CAST_REACH - 1) / CAST_REACH);
-    const int64_t any_row = (int64_t)(blockIdx.x / across) * CAST_WARPS + threadIdx.x / WARP_LANES;
-    if (any_row >= work.all_rows)
-        return;
-    const int64_t matrix = any_row / work.padded_rows, row = any_row - matrix * work.padded_rows;
-    const int64_t first = (int64_t)(blockIdx.x % across) * CAST_REACH + lane * GROUP_ELEMENTS;
-    const int64_t end = row < work.rows ? work.columns : 0;
-    const Element *values =
-        (const Element *)work.values + (matrix * work.rows + row) * work.columns;
-
-    Group<Element> unit[CAST_UNITS];
-#pragma unroll
-    for (int u = 0; u < CAST_UNITS; u++) {
-        unit_clear(&unit[u]);
-        if (first + u * CAST_SPAN < end)
-            unit[u] = unit_load(values + first + u * CAST_SPAN);
-    }
-    typedef Peak<Kind::ranged, Kind::input> P;
     P peak[CAST_UNITS];
 #pragma unroll
     for (int u = 0; u < CAST_UNITS; u++)
-        peak[u] = tiled || first + u * CAST_SPAN < end ? P::of(unit[u]) : P::none();
+        peak[u] = Kind::layout == CODES_TILED || place(u).there ? P::of(unit[u]) : P::none();
     peaks_share<P, sharers>(peak, lanes);
-
     const QuantContext context = cast_context<Kind>(work, matrix);
 #pragma unroll
     for (int round = 0; round < CAST_UNITS / sharers; round++) {
-        const int64_t column =
-            first - lane % lanes * GROUP_ELEMENTS + (round * sharers + lane % sharers) * CAST_SPAN;
+        const UnitPlace mine = place(round * sharers + lane % sharers);
         const QuantStatistics statistics = peak[round].statistics();
         QuantBlock block = cast_choose(&context, statistics);
-        if (lane % lanes < sharers && column < work.padded_columns)
-            block_store(work, matrix, row, column / group, block);
+        const int64_t column = mine.column - lane % lanes * GROUP_ELEMENTS;
+        if (lane % lanes < sharers && column < work.padded_columns && mine.row < work.padded_rows)
+            block_store(work, matrix, mine.row, column / group, block);
         cast_quick_ready(&context, &block);
         const unsigned slow =
             __ballot_sync(WARP_ALL, !cast_quick_fits(&context, &block, statistics.amax));
@@ -107,28 +128,39 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 4 : 
             of.multiplier = __shfl_sync(WARP_ALL, block.multiplier, s, sharers);
             if (cast_shifts(&context.rule))
                 of.zero = __shfl_sync(WARP_ALL, block.zero, s, sharers);
-            const int64_t at = first + u * CAST_SPAN;
-            uint32_t words[2] = {0, 0};
-            if (!(slow >> ((lane & -sharers) + s) & 1u))
-                unit_codes<Kind>(context, of, unit[u], words);
-            else if (at < end)
-                unit_codes_slow<Kind>(context, of, values + at, words);
-            else if (tiled)
-                words[0] = cast_encode(&context, &of, 0.0f) * 0x11111111u;
-            if constexpr (tiled) {
-                const uint32_t word = tile_word(words[0]);
-                const int64_t bit = quant_tiled_bit(work.padded_columns, row % CODE_TILE_ROWS,
-                                                    at - lane % 4 * GROUP_ELEMENTS);
-                if (at < work.padded_columns)
-                    ((uint32_t *)
-                         work.codes)[(any_row - row % CODE_TILE_ROWS) * work.padded_columns / 8 +
-                                     bit / 32 + lane % 4 * 4] = word;
-            } else if (at < end) {
-                unit_store<Kind::layout>(work.codes, (matrix * work.rows + row) * work.columns + at,
-                                         words);
-            }
+            unit_cast<Kind>(work, context, matrix, place(u), of,
+                            !(slow >> ((lane & -sharers) + s) & 1u), unit[u]);
         }
     }
+}
+
+// Warp: 1024 columns of one row; lane l has columns 8 l .. 8 l + 7 of every 256. Block: eight rows.
+template <typename Kind>
+__global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 4 : 3)
+    cast_groups_kernel(const __grid_constant__ CastWork work)
+{
+    typedef typename CastElement<Kind::input>::type Element;
+    const uint32_t across = (uint32_t)((work.padded_columns + CAST_REACH - 1) / CAST_REACH);
+    const int64_t any_row = (int64_t)(blockIdx.x / across) * CAST_WARPS + threadIdx.x / WARP_LANES;
+    if (any_row >= work.all_rows)
+        return;
+    const int64_t matrix = any_row / work.padded_rows, row = any_row - matrix * work.padded_rows;
+    const int64_t first =
+        (int64_t)(blockIdx.x % across) * CAST_REACH + lane_index() * GROUP_ELEMENTS;
+    const int64_t end = row < work.rows ? work.columns : 0;
+    const Element *values =
+        (const Element *)work.values + (matrix * work.rows + row) * work.columns;
+    Group<Element> unit[CAST_UNITS];
+#pragma unroll
+    for (int u = 0; u < CAST_UNITS; u++) {
+        unit_clear(&unit[u]);
+        if (first + u * CAST_SPAN < end)
+            unit[u] = unit_load(values + first + u * CAST_SPAN);
+    }
+    units_cast<Kind>(work, matrix, unit, [&](int u) {
+        const int64_t column = first + u * CAST_SPAN;
+        return UnitPlace{row, column, column < end};
+    });
 }
 
 // ---- blocks in registers ----
@@ -283,29 +315,3 @@ __global__ void __launch_bounds__(1024) cast_blocks_kernel(const __grid_constant
 {
     cast_block<Kind, false>(work, blockIdx.x, (int)threadIdx.x, (int)blockDim.x);
 }
-
-// The kernels of a variant and input type.
-struct CastKernels {
-    CastKernel groups, warps, blocks; // NULL: no operand needs it
-};
-
-// [bf16, f32] of each variant of a family.
-extern const CastKernels cast_kernels_fp8[][2], cast_kernels_fp4[][2], cast_kernels_int8[][2],
-    cast_kernels_int4[][2];
-
-// Layouts and methods that only groups have.
-template <typename Kind> static constexpr CastKernels cast_kernels_of()
-{
-    if constexpr (Kind::group || Kind::layout == CODES_TILED || Kind::method == QUANT_RANGE ||
-                  Kind::method == QUANT_ZERO_POINT_CT ||
-                  Kind::quotient == QUOTIENT_RECIPROCAL_INPUT)
-        return {cast_groups_kernel<Kind>, nullptr, nullptr};
-    else if constexpr (Kind::method == QUANT_ZERO_POINT)
-        return {nullptr, cast_warps_kernel<Kind>, cast_blocks_kernel<Kind>};
-    else
-        return {cast_groups_kernel<Kind>, cast_warps_kernel<Kind>, cast_blocks_kernel<Kind>};
-}
-
-#define CAST_KERNELS(name, ...)                                                                    \
-    {cast_kernels_of<CastKind<__VA_ARGS__, DTYPE_BF16>>(),                                         \
-     cast_kernels_of<CastKind<__VA_ARGS__, DTYPE_F32>>()},

@@ -98,14 +98,24 @@ const QuantMethodRow *quant_method(QuantMethod method)
 
 // ---- values ----
 
-static float load_value(const QTensor *q, const void *values, int64_t matrix, int64_t row,
+typedef struct Values {
+    const void *data;
+    bool transposed; // [matrices, columns, rows]
+} Values;
+
+static float load_value(const QTensor *q, Values values, int64_t matrix, int64_t row,
                         int64_t column)
 {
     if (row >= q->rows || column >= q->columns) // padding
         return 0;
     int64_t index = (matrix * q->rows + row) * q->columns + column;
-    return q->input == DTYPE_F32 ? ((const float *)values)[index]
-                                 : f32_from_bf16_bits(((const uint16_t *)values)[index]);
+    if (values.transposed) { // several matrices may lie under one block
+        int64_t rows = q->rank > 1 ? q->shape[q->rank - 2] : 1;
+        index =
+            ((matrix * (q->rows / rows) + row / rows) * q->columns + column) * rows + row % rows;
+    }
+    return q->input == DTYPE_F32 ? ((const float *)values.data)[index]
+                                 : f32_from_bf16_bits(((const uint16_t *)values.data)[index]);
 }
 
 static void statistics_add(QuantStatistics *s, float value, bool first)
@@ -138,7 +148,7 @@ static Extent extent_of(const QTensor *q, int64_t matrix, int64_t block_row, int
     return e;
 }
 
-static QuantStatistics statistics_of(const QTensor *q, const void *values, const Extent *e)
+static QuantStatistics statistics_of(const QTensor *q, Values values, const Extent *e)
 {
     QuantStatistics s = {0};
     for (int64_t row = e->row; row < e->row + e->rows; row++)
@@ -160,12 +170,17 @@ int64_t quantise_amaxes(const QTensor *q)
     return one_block(q) ? 1 : qtensor_tensor_scales(q);
 }
 
-void quantise_measure(const QTensor *q, const void *values, float *amax)
+static void measure(const QTensor *q, Values values, float *amax)
 {
     for (int64_t i = 0; i < quantise_amaxes(q); i++) {
         Extent all = {.matrix = i, .rows = q->rows, .columns = q->columns};
         amax[i] = statistics_of(q, values, &all).amax;
     }
+}
+
+void quantise_measure(const QTensor *q, const void *values, float *amax)
+{
+    measure(q, (Values){.data = values}, amax);
 }
 
 static QuantContext context_of(const QTensor *q, int64_t matrix)
@@ -185,7 +200,7 @@ void quantise_tensor_scales(const float *amax, QTensor *q)
 
 // ---- walk ----
 
-static void quantise_block(const void *values, const float *amax, QTensor *q,
+static void quantise_block(Values values, const float *amax, QTensor *q,
                            const QuantContext *context, const Extent *e)
 {
     const QuantMethodRow *method = quant_method(q->rule.method);
@@ -201,8 +216,8 @@ static void quantise_block(const void *values, const float *amax, QTensor *q,
         }
 }
 
-void quantise_block_rows(const void *values, const float *amax, QTensor *q, int64_t matrix,
-                         int64_t first, int64_t count)
+static void quantise_rows(Values values, const float *amax, QTensor *q, int64_t matrix,
+                          int64_t first, int64_t count)
 {
     QuantContext context = context_of(q, matrix);
     int64_t columns = qtensor_grid_columns(q);
@@ -213,14 +228,20 @@ void quantise_block_rows(const void *values, const float *amax, QTensor *q, int6
         }
 }
 
-void quantise(const void *values, const float *amax, QTensor *q)
+void quantise_block_rows(const void *values, const float *amax, QTensor *q, int64_t matrix,
+                         int64_t first, int64_t count)
+{
+    quantise_rows((Values){.data = values}, amax, q, matrix, first, count);
+}
+
+static void quantise_values(Values values, const float *amax, QTensor *q)
 {
     float *measured = NULL;
     int64_t amaxes = quantise_amaxes(q);
     if (!amax && amaxes > 0) {
         measured = malloc((size_t)amaxes * sizeof(*measured));
         CHECK_RULE(measured != NULL);
-        quantise_measure(q, values, measured);
+        measure(q, values, measured);
         amax = measured;
     }
     quantise_tensor_scales(amax, q);
@@ -228,8 +249,18 @@ void quantise(const void *values, const float *amax, QTensor *q)
     int64_t rows = qtensor_grid_rows(q), all = q->matrices * rows;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < all; i++)
-        quantise_block_rows(values, amax, q, i / rows, i % rows, 1);
+        quantise_rows(values, amax, q, i / rows, i % rows, 1);
     free(measured);
+}
+
+void quantise(const void *values, const float *amax, QTensor *q)
+{
+    quantise_values((Values){.data = values}, amax, q);
+}
+
+void quantise_transposed(const void *values, const float *amax, QTensor *q)
+{
+    quantise_values((Values){.data = values, .transposed = true}, amax, q);
 }
 
 float dequantise_element(const QTensor *q, int64_t matrix, int64_t row, int64_t column)

@@ -30,7 +30,9 @@ void quantise_measure(const QTensor *q, const void *values, float *amax);
 // Local. Host values of q->input become codes and scales in q's memory. amax: [quantise_amaxes],
 // or NULL to measure them; given where several ranks or several tensors share a scale.
 void quantise(const void *values, const float *amax, QTensor *q);
-// Local. The same for rows of blocks [first, first + count) of one matrix. Parts that share no
+// Local. The same of values that lie transposed: [matrices, columns, rows].
+void quantise_transposed(const void *values, const float *amax, QTensor *q);
+// Local. quantise for rows of blocks [first, first + count) of one matrix. Parts that share no
 // rows may run at the same time. tensor_scales must be there already (quantise_tensor_scales).
 void quantise_block_rows(const void *values, const float *amax, QTensor *q, int64_t matrix,
                          int64_t first, int64_t count);

@@ -1,7 +1,8 @@
 // The CUDA casts give the bytes of the reference: every recipe and operand, bf16 and f32, shapes
 // from nothing to odd ones, several matrices, rows longer than a thread block holds, addresses that
-// no vector access allows; NaN, infinities, zeros, subnormals and ties; amaxes given and measured;
-// nothing is written beyond the tensor. And e4m3 of all 2^32 floats.
+// no vector access allows; as values lie, transposed and both at once; NaN, infinities, zeros,
+// subnormals and ties; amaxes given and measured; nothing is written beyond the tensor. And e4m3 of
+// all 2^32 floats.
 // labels: gpu
 #include "kernels/cast.h"
 #include "quant/recipe.h"
@@ -14,11 +15,11 @@ static const int64_t shapes[][3] = {{1, 0, 128},   {1, 1, 128},   {1, 3, 1280}, 
 
 // Rows of different size, among them rows of zeros, of subnormals, of ties, and now and then
 // something that is not finite.
-static void fill(Twins *twins, const QTensor *q, int64_t rows, void *values)
+static void fill(Twins *twins, DType input, int64_t rows, int64_t columns, void *values)
 {
     for (int64_t row = 0; row < rows; row++) {
         int kind = (int)twins_below(twins, 10), exponent = (int)twins_below(twins, 60) - 30;
-        for (int64_t column = 0; column < q->columns; column++) {
+        for (int64_t column = 0; column < columns; column++) {
             float value = ldexpf(twins_normal(twins), exponent);
             value = kind == 0 ? (column % 2 ? -0.0f : 0.0f) : value;
             value = kind == 1 ? ldexpf(value, -126 - exponent) : value;
@@ -28,7 +29,7 @@ static void fill(Twins *twins, const QTensor *q, int64_t rows, void *values)
             value = kind == 5 && column / 16 % 3 == 1 ? 0.0f : value;
             value = kind == 6 ? ldexpf((float)(column % 49 - 24) / 4.0f, exponent) : value;
             value = kind == 7 && column % 9 == 2 ? -0.0f : value;
-            twin_put(values, q->input, row * q->columns + column, value);
+            twin_put(values, input, row * columns + column, value);
         }
     }
 }
@@ -85,48 +86,83 @@ static void tensors_expect_same(Twins *twins, Tensors *t)
     }
 }
 
+// What is cast: as the values lie, transposed, or both.
+typedef enum Which { TO, TRANSPOSED, BOTH, WHICHES } Which;
+
 // late: elements that the values begin late, and bytes of the codes.
-static void check(Twins *twins, const char *name, const QuantRule *rule, DType input,
-                  const int64_t *shape, int late)
+typedef struct Case {
+    const char *name;
+    const QuantRule *rule;
+    DType input;
+    const int64_t *shape;
+    int late;
+    Which which;
+} Case;
+
+static void check_amax(Twins *twins, const Case *c, const Twin *values, const Twin *amax,
+                       const QTensor *plans)
 {
-    QTensor plan;
-    Error error = {0};
-    if (!qtensor_plan(rule, input, 3, shape, &plan, &error))
-        return; // a shape that the recipe refuses: tests/test_quant_recipe.c
-    const TwinsMark mark = twins_mark(twins);
+    const uint64_t offset = (uint64_t)c->late * dtype_bytes(c->input, 1);
+    const void *host = (const char *)values->host + offset;
+    Tensors t[2];
+    Cast args = {.values = (const char *)values->device + offset,
+                 .amax = amax ? amax->device : NULL};
+    snprintf(twins->text, sizeof(twins->text), "%s, %s, [%lld, %lld, %lld]%s%s%s", c->name,
+             dtype_row(c->input)->name, (long long)c->shape[0], (long long)c->shape[1],
+             (long long)c->shape[2], c->late ? ", late" : "", amax ? ", amax given" : "",
+             c->which == TO           ? ""
+             : c->which == TRANSPOSED ? ", transposed"
+                                      : ", both");
+    for (int transposed = 0; transposed < 2; transposed++) {
+        t[transposed] = tensors_create(twins, &plans[transposed], c->late * 4);
+        if (c->which == (transposed ? TO : TRANSPOSED))
+            continue;
+        *(transposed ? &args.transposed : &args.to) = t[transposed].device;
+        (transposed ? quantise_transposed : quantise)(host, amax ? amax->host : NULL,
+                                                      &t[transposed].host);
+    }
+    cast(&args, twins->cuda);
+    tensors_expect_same(twins, &t[0]);
+    tensors_expect_same(twins, &t[1]);
+}
+
+static void check(Twins *twins, const Case *c)
+{
+    const int64_t *shape = c->shape, turned[] = {shape[0], shape[2], shape[1]};
     const int64_t rows = shape[0] * shape[1], count = rows * shape[2];
-    const uint64_t size = dtype_bytes(input, 1);
-    Twin values = twin_create(twins, count + late, size);
-    fill(twins, &plan, rows, (char *)values.host + (uint64_t)late * size);
+    QTensor plans[2];
+    Error error = {0};
+    // Shapes that the recipe refuses: tests/test_quant_recipe.c.
+    if (!qtensor_plan(c->rule, c->input, 3, shape, &plans[0], &error) && c->which != TRANSPOSED)
+        return;
+    if (!qtensor_plan(c->rule, c->input, 3, turned, &plans[1], &error) && c->which != TO)
+        return;
+    const TwinsMark mark = twins_mark(twins);
+    const uint64_t size = dtype_bytes(c->input, 1);
+    const QTensor *q = &plans[c->which == TRANSPOSED];
+    Twin values = twin_create(twins, count + c->late, size);
+    fill(twins, c->input, rows, shape[2], (char *)values.host + (uint64_t)c->late * size);
     twin_upload(twins, &values);
-    Twin amax = twin_create(twins, quantise_amaxes(&plan), sizeof(float));
-    for (int64_t i = 0; i < quantise_amaxes(&plan); i++)
+    Twin amax = twin_create(twins, quantise_amaxes(q), sizeof(float));
+    for (int64_t i = 0; i < quantise_amaxes(q); i++)
         ((float *)amax.host)[i] = ldexpf(1.75f, (int)twins_below(twins, 20) - 10);
     twin_upload(twins, &amax);
-    for (int given = 0; given < (quantise_amaxes(&plan) > 0 ? 2 : 1); given++) {
-        Tensors t = tensors_create(twins, &plan, late * 4);
-        snprintf(twins->text, sizeof(twins->text), "%s, %s, [%lld, %lld, %lld]%s%s", name,
-                 dtype_row(input)->name, (long long)shape[0], (long long)shape[1],
-                 (long long)shape[2], late ? ", late" : "", given ? ", amax given" : "");
-        quantise((char *)values.host + (uint64_t)late * size, given ? amax.host : NULL, &t.host);
-        cast(&(Cast){.values = (char *)values.device + (uint64_t)late * size,
-                     .amax = given ? amax.device : NULL,
-                     .to = t.device},
-             twins->cuda);
-        tensors_expect_same(twins, &t);
-    }
+    check_amax(twins, c, &values, NULL, plans);
+    if (quantise_amaxes(q) > 0)
+        check_amax(twins, c, &values, &amax, plans);
     twins_release(twins, mark);
 }
 
-static void check_recipe(Twins *twins, const char *name, const Recipe *recipe, const int64_t *shape)
+static void check_recipe(Twins *twins, const char *name, const Recipe *recipe, const int64_t *shape,
+                         Which which)
 {
     for (int operand = 0; operand < 2; operand++) {
         const QuantRule *rule = operand ? &recipe->activations : &recipe->weights;
         if (rule->method == QUANT_NONE)
             continue;
-        check(twins, name, rule, DTYPE_BF16, shape, 0);
-        check(twins, name, rule, DTYPE_F32, shape, 0);
-        check(twins, name, rule, DTYPE_BF16, shape, 1);
+        check(twins, &(Case){name, rule, DTYPE_BF16, shape, 0, which});
+        check(twins, &(Case){name, rule, DTYPE_F32, shape, 0, which});
+        check(twins, &(Case){name, rule, DTYPE_BF16, shape, 1, which});
     }
 }
 
@@ -136,7 +172,23 @@ static void test_every_recipe(void **state)
     Twins twins = twins_create();
     for (const Recipe *recipe = recipe_table; recipe->name; recipe++)
         for (size_t i = 0; i < COUNT_OF(shapes); i++)
-            check_recipe(&twins, recipe->name, recipe, shapes[i]);
+            check_recipe(&twins, recipe->name, recipe, shapes[i], TO);
+    twins_destroy(&twins);
+}
+
+// Tiles that are cut on either side, more of them than one, matrices, and shapes without tiles.
+static void test_transposed(void **state)
+{
+    (void)state;
+    static const int64_t tiles[][3] = {{1, 128, 128},  {1, 32, 16},   {2, 256, 384}, {3, 96, 40},
+                                       {1, 160, 1360}, {1, 20, 24},   {2, 16, 17},   {1, 0, 128},
+                                       {1, 128, 0},    {2, 128, 256}, {1, 2176, 8}};
+    Twins twins = twins_create();
+    for (const Recipe *recipe = recipe_table; recipe->name; recipe++)
+        for (size_t i = 0; i < COUNT_OF(tiles); i++) {
+            check_recipe(&twins, recipe->name, recipe, tiles[i], TRANSPOSED);
+            check_recipe(&twins, recipe->name, recipe, tiles[i], BOTH);
+        }
     twins_destroy(&twins);
 }
 
@@ -157,7 +209,7 @@ static void test_options(void **state)
         Error error = {0};
         assert_true(recipe_parse(texts[t], &recipe, &error));
         for (size_t i = 0; i < COUNT_OF(shapes); i++)
-            check_recipe(&twins, texts[t], &recipe, shapes[i]);
+            check_recipe(&twins, texts[t], &recipe, shapes[i], TO);
     }
     twins_destroy(&twins);
 }
@@ -176,7 +228,7 @@ static void test_long_rows(void **state)
             Recipe recipe;
             Error error = {0};
             assert_true(recipe_parse(texts[t], &recipe, &error));
-            check_recipe(&twins, texts[t], &recipe, long_shapes[i]);
+            check_recipe(&twins, texts[t], &recipe, long_shapes[i], TO);
         }
     twins_destroy(&twins);
 }
@@ -222,6 +274,7 @@ int main(void)
         return EXIT_CODE_SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_recipe),
+        cmocka_unit_test(test_transposed),
         cmocka_unit_test(test_options),
         cmocka_unit_test(test_long_rows),
         cmocka_unit_test(test_e4m3_of_every_float),
