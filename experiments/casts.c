@@ -20,9 +20,9 @@
 
 typedef struct Params {
     const char *shape, *recipe, *output;
-    int64_t seed, samples;
+    int64_t seed, samples, grow;
     double max_noise, timeout;
-    int device, operand, dtype;
+    int device, operand, dtype, form;
     bool check, json, force;
 } Params;
 
@@ -34,6 +34,10 @@ static const Option options[] = {
      .doc = "recipes, with options as in mxfp8:mode=floor; all = every one that takes the shape"},
     {"operand", OPTION_CHOICE, FIELD(operand), "weights", .choices = "weights|activations",
      .doc = "which of a recipe's two rules"},
+    {"form", OPTION_CHOICE, FIELD(form), "forward", .choices = "forward|transposed|dual",
+     .doc = "quantised along the rows, along the columns, or both"},
+    {"grow", OPTION_INT, FIELD(grow), "0", 0, 30,
+     .doc = "instead of --shape, 2^10 to 2^this elements, four times as many each time"},
     {"dtype", OPTION_CHOICE, FIELD(dtype), "bf16", .choices = "bf16|f32", .doc = "of the values"},
     {"device", OPTION_CHOICE, FIELD(device), "auto", .choices = "cpu|cuda|auto",
      .doc = "where to run"},
@@ -53,13 +57,15 @@ static const Option options[] = {
     {NULL},
 };
 
-enum { CASTS_MAX = RECIPES_MAX };
+enum { CASTS_MAX = RECIPES_MAX, GROW_FIRST = 10, GROW_STEP = 2, SIZES_MAX = 11 };
+typedef enum CastForm { FORM_FORWARD, FORM_TRANSPOSED, FORM_DUAL } CastForm;
 
 // One row of the table: a recipe that takes the shape.
 typedef struct CastRow {
     char name[RECIPE_NAME_BYTES];
     Recipe recipe;
-    QTensor tensor; // without memory
+    QTensor tensor;     // without memory
+    QTensor transposed; // likewise
     bool equal;
     double sqnr_db;
     Statistics time; // count 0 = not timed
@@ -82,6 +88,10 @@ typedef struct Job {
     void *host_values; // the same, for the reference
     CastRow row[CASTS_MAX];
     int rows_count;
+    int size; // of SIZES_MAX; 0 without --grow
+    char grown_name[CASTS_MAX][RECIPE_NAME_BYTES];
+    double grown[CASTS_MAX][SIZES_MAX]; // bytes per second; 0 = not run
+    int grown_count;
     bool good;
 } Job;
 
@@ -108,6 +118,16 @@ static bool parse_shape(Job *job, Error *error)
     return true;
 }
 
+static bool with_forward(const Job *job)
+{
+    return job->params->form != FORM_TRANSPOSED;
+}
+
+static bool with_transposed(const Job *job)
+{
+    return job->params->form != FORM_FORWARD;
+}
+
 // Takes the recipe in, unless it does not quantise this operand or refuses the shape; `asked`: then
 // that is an error.
 static bool add_recipe(Job *job, const Recipe *recipe, bool asked, Error *error)
@@ -119,11 +139,19 @@ static bool add_recipe(Job *job, const Recipe *recipe, bool asked, Error *error)
     CastRow row = {.recipe = *recipe};
     Error refused = {0};
     recipe_format(recipe, row.name, sizeof(row.name));
-    if (!qtensor_plan(rule, job->dtype, job->rank, job->shape, &row.tensor, &refused)) {
+    int64_t turned[QTENSOR_RANK_MAX];
+    memcpy(turned, job->shape, sizeof(turned));
+    turned[job->rank - 2] = job->shape[job->rank - 1];
+    turned[job->rank - 1] = job->shape[job->rank - 2];
+    if ((with_forward(job) &&
+         !qtensor_plan(rule, job->dtype, job->rank, job->shape, &row.tensor, &refused)) ||
+        (with_transposed(job) &&
+         !qtensor_plan(rule, job->dtype, job->rank, turned, &row.transposed, &refused))) {
         if (asked)
             return error_set(error, refused.exit_code, refused.fix, "recipe %s: %.400s", row.name,
                              refused.what);
-        fprintf(stderr, "%s left out: %s\n", row.name, refused.what);
+        if (!job->params->grow)
+            fprintf(stderr, "%s left out: %s\n", row.name, refused.what);
         return true;
     }
     CHECK_RULE(job->rows_count < CASTS_MAX);
@@ -230,36 +258,63 @@ static QTensor to_host(const Job *job, const QTensor *q)
     return host;
 }
 
-static void check_row(Job *job, CastRow *row, const QTensor *q)
+// Whether the bytes are those of the reference.
+static bool check_tensor(Job *job, const QTensor *q, bool transposed, ResultCheck *check,
+                         double *sqnr_db)
 {
-    QTensor host = to_host(job, q), reference = row->tensor;
-    ResultCheck check = {.error = NAN, .bound = NAN};
+    QTensor host = to_host(job, q), reference = *q;
     qtensor_allocate(&reference);
-    quantise(job->host_values, NULL, &reference);
-    row->equal = compare(&host, &reference, check.detail, sizeof(check.detail));
-    row->sqnr_db = cast_sqnr_db(&host, job->host_values);
+    (transposed ? quantise_transposed : quantise)(job->host_values, NULL, &reference);
+    bool equal = compare(&host, &reference, check->detail, sizeof(check->detail));
+    if (!transposed)
+        *sqnr_db = cast_sqnr_db(&host, job->host_values);
+    qtensor_free(&reference);
+    if (job->device != DEVICE_CPU)
+        qtensor_free(&host);
+    return equal;
+}
+
+static void check_row(Job *job, CastRow *row, const Cast *args)
+{
+    ResultCheck check = {.error = NAN, .bound = NAN};
+    row->sqnr_db = NAN;
+    row->equal = true;
+    if (with_forward(job))
+        row->equal = check_tensor(job, &args->to, false, &check, &row->sqnr_db);
+    if (row->equal && with_transposed(job))
+        row->equal = check_tensor(job, &args->transposed, true, &check, &row->sqnr_db);
     check.good = row->equal;
     snprintf(check.name, sizeof(check.name), "%.40s, byte for byte", row->name);
     snprintf(check.verdict, sizeof(check.verdict), row->equal ? "equal" : "differs");
     result_add_check(job->writer, &check);
     job->good = job->good && row->equal;
-    qtensor_free(&reference);
-    if (job->device != DEVICE_CPU)
-        qtensor_free(&host);
+}
+
+static QTensor place(Job *job, const QTensor *plan)
+{
+    QTensor q = *plan;
+    qtensor_push(&q, job->arena, MEMORY_ACTIVATIONS);
+    device_fill(q.codes, 0xA5, qtensor_bytes(&q).codes, job->stream);
+    return q;
 }
 
 static void run_row(Job *job, CastRow *row)
 {
     const Params *p = job->params;
     ArenaMark mark = arena_mark(job->arena);
-    Cast args = {.values = job->values, .to = row->tensor, .threads = job->run->threads};
-    qtensor_push(&args.to, job->arena, MEMORY_ACTIVATIONS);
-    device_fill(args.to.codes, 0xA5, qtensor_bytes(&args.to).codes, job->stream);
+    Cast args = {.values = job->values, .threads = job->run->threads};
+    if (with_forward(job))
+        args.to = place(job, &row->tensor);
+    if (with_transposed(job))
+        args.transposed = place(job, &row->transposed);
     cast(&args, job->stream);
     stream_wait(job->stream);
     row->cost = cast_cost(&args);
     if (p->check)
-        check_row(job, row, &args.to);
+        check_row(job, row, &args);
+    char name[RECIPE_NAME_BYTES + 16];
+    snprintf(name, sizeof(name), p->grow ? "%s 2^%d" : "%s", row->name,
+             GROW_FIRST + GROW_STEP * job->size);
     if (p->samples > 0)
         row->time = kernel_time(
             &(KernelTiming){.run = job->run,
@@ -267,7 +322,7 @@ static void run_row(Job *job, CastRow *row)
                             .arena = job->arena,
                             .ceilings = job->ceilings,
                             .writer = job->writer,
-                            .name = row->name,
+                            .name = name,
                             .body = cast_body,
                             .context = &args,
                             .cost = row->cost,
@@ -291,26 +346,66 @@ static void print_time(Table *table, const Job *job, const CastRow *row)
     table_cell(table, "%.0f%%", 100 * rate / job->ceilings.copy_bytes_per_s);
 }
 
+static void print_heading(const Job *job, const char *sizes)
+{
+    static const char *const forms[] = {"", ", transposed", ", both ways from one call"};
+    char text[64];
+    printf("%s of %s values %s on %s", job->params->operand ? "activations" : "weights",
+           dtype_row(job->dtype)->name, sizes, device_kind_name(job->device));
+    if (job->device == DEVICE_CPU)
+        printf(" (%s, %d threads)", cast_loops_best()->name, job->run->threads);
+    printf("%s; copy: %s\n\n", forms[job->params->form],
+           table_rate(job->ceilings.copy_bytes_per_s, "B", text, sizeof(text)));
+}
+
+// Rates by size. The knee: the fewest elements with half of the best rate; below it, launches and
+// latencies are most of the time.
+static void print_growth(const Job *job)
+{
+    const char *columns[SIZES_MAX + 3] = {"recipe"};
+    char headings[SIZES_MAX][16], text[64];
+    for (int size = 0; size <= job->size; size++) {
+        snprintf(headings[size], sizeof(headings[size]), ">2^%d", GROW_FIRST + GROW_STEP * size);
+        columns[1 + size] = headings[size];
+    }
+    columns[2 + job->size] = ">knee";
+    Table *table = table_create(columns);
+    for (int i = 0; i < job->grown_count; i++) {
+        double best = 0;
+        int knee = 0;
+        table_cell(table, "%s", job->grown_name[i]);
+        for (int size = 0; size <= job->size; size++) {
+            double rate = job->grown[i][size];
+            best = fmax(best, rate);
+            table_cell(table, rate > 0 ? "%s" : "-", table_rate(rate, "B", text, sizeof(text)));
+        }
+        while (knee < job->size && job->grown[i][knee] < best / 2)
+            knee++;
+        table_cell(table, best > 0 ? "2^%d" : "-", GROW_FIRST + GROW_STEP * knee);
+    }
+    snprintf(text, sizeof(text), "of 2^%d to 2^%d elements", GROW_FIRST,
+             GROW_FIRST + GROW_STEP * job->size);
+    print_heading(job, text);
+    table_print(table, stdout);
+    table_destroy(table);
+}
+
 static void print_table(const Job *job)
 {
     static const char *const columns[] = {"recipe", "reference", ">SQNR",    ">bytes", ">median",
                                           ">noise", ">rate",     ">of copy", NULL};
-    char text[64];
     Table *table = table_create(columns);
     for (const CastRow *row = job->row; row < job->row + job->rows_count; row++) {
         table_cell(table, "%s", row->name);
         table_cell(table, !job->params->check ? "-" : row->equal ? "equal" : "DIFFERS");
-        table_cell(table, job->params->check ? "%.1f dB" : "-", row->sqnr_db);
+        table_cell(table, isnan(row->sqnr_db) || !job->params->check ? "-" : "%.1f dB",
+                   row->sqnr_db);
         if (row->time.count > 0)
             print_time(table, job, row);
         for (int i = 0; row->time.count == 0 && i < 5; i++)
             table_cell(table, "-");
     }
-    printf("%s of %s values %s on %s", job->params->operand ? "activations" : "weights",
-           dtype_row(job->dtype)->name, job->params->shape, device_kind_name(job->device));
-    if (job->device == DEVICE_CPU)
-        printf(" (%s, %d threads)", cast_loops_best()->name, job->run->threads);
-    printf("; copy: %s\n\n", table_rate(job->ceilings.copy_bytes_per_s, "B", text, sizeof(text)));
+    print_heading(job, job->params->shape);
     table_print(table, stdout);
     table_destroy(table);
 }
@@ -335,7 +430,56 @@ static void start(Job *job)
                                             .force = p->force,
                                             .seed = (uint64_t)p->seed,
                                             .extra = json_set(json_object(), "ceilings", rates)});
+}
+
+// The rates of this size, each with its recipe's others.
+static void keep_growth(Job *job)
+{
+    for (const CastRow *row = job->row; row < job->row + job->rows_count; row++) {
+        int i = 0;
+        while (i < job->grown_count && strcmp(job->grown_name[i], row->name) != 0)
+            i++;
+        if (i == job->grown_count) {
+            CHECK_RULE(job->grown_count < CASTS_MAX);
+            memcpy(job->grown_name[job->grown_count++], row->name, sizeof(row->name));
+        }
+        if (row->time.count > 0)
+            job->grown[i][job->size] = row->cost.bytes / row->time.median;
+    }
+}
+
+static void run_rows(Job *job)
+{
+    ArenaMark mark = arena_mark(job->arena);
     make_values(job);
+    for (int i = 0; i < job->rows_count && !run_stop_requested(job->run); i++)
+        run_row(job, &job->row[i]);
+    if (job->device != DEVICE_CPU)
+        device_free(DEVICE_CPU, job->host_values);
+    arena_release(job->arena, mark);
+}
+
+// A matrix of so many elements, not higher than wide.
+static void take_size(Job *job, int size, Error *error)
+{
+    int log2 = GROW_FIRST + GROW_STEP * size;
+    job->size = size;
+    job->rank = 2;
+    job->shape[0] = job->rows = (int64_t)1 << (log2 / 2);
+    job->shape[1] = job->columns = (int64_t)1 << (log2 - log2 / 2);
+    job->rows_count = 0;
+    add_recipes(job, error);
+}
+
+static void run_growth(Job *job)
+{
+    Error error = {0};
+    int last = (int)(job->params->grow - GROW_FIRST) / GROW_STEP;
+    for (int size = 0; size <= last && !run_stop_requested(job->run); size++) {
+        take_size(job, size, &error);
+        run_rows(job);
+        keep_growth(job);
+    }
 }
 
 static int run(Run *run, const void *params, const OptionPositionals *positionals)
@@ -346,15 +490,25 @@ static int run(Run *run, const void *params, const OptionPositionals *positional
     Error error = {0};
     *job = (Job){.run = run, .params = params, .good = true};
     job->dtype = job->params->dtype ? DTYPE_F32 : DTYPE_BF16;
-    if (parse_shape(job, &error))
+    const bool grows = job->params->grow > 0;
+    if (grows && job->params->grow < GROW_FIRST)
+        error_set(&error, EXIT_CODE_USAGE, "write 10 to 30, or leave --grow away",
+                  "--grow %lld: sizes begin at 2^%d", (long long)job->params->grow, GROW_FIRST);
+    else if (grows) // names are checked with the largest, which most recipes take
+        take_size(job, (int)(job->params->grow - GROW_FIRST) / GROW_STEP, &error);
+    else if (parse_shape(job, &error))
         add_recipes(job, &error);
     run_agree(run, &error);
     start(job);
-    for (int i = 0; i < job->rows_count && !run_stop_requested(run); i++)
-        run_row(job, &job->row[i]);
+    if (grows)
+        run_growth(job);
+    else
+        run_rows(job);
     result_writer_finish(job->writer);
     if (job->params->json)
         result_show(result_of(job->writer), true);
+    else if (grows)
+        print_growth(job);
     else
         print_table(job);
     bool good = job->good;
@@ -362,8 +516,6 @@ static int run(Run *run, const void *params, const OptionPositionals *positional
         check_print(__FILE__, __LINE__, "report it with this command line",
                     "a cast differs from the reference");
     result_writer_destroy(job->writer);
-    if (job->device != DEVICE_CPU)
-        device_free(DEVICE_CPU, job->host_values);
     stream_destroy(job->stream);
     arena_destroy(job->arena);
     free(job);
@@ -375,11 +527,14 @@ const Command command_casts = {
     .summary =
         "values into the codes and scales of every recipe: checked, and timed against a copy",
     .usage = "",
-    .notes = "Examples:\n"
-             "  meshwork casts --device cpu --shape 4096,4096 -o casts.h5\n"
-             "  meshwork casts --shape 60,2816,2048 --recipe fp8_row,mxfp8:mode=floor\n"
-             "Bytes are those that must move: values (twice where one scale needs the largest of\n"
-             "all), codes and scales once.\n",
+    .notes =
+        "Examples:\n"
+        "  meshwork casts --device cpu --shape 4096,4096 -o casts.h5\n"
+        "  meshwork casts --shape 60,2816,2048 --recipe fp8_row,mxfp8:mode=floor\n"
+        "  meshwork casts --device cuda --form dual --shape 16384,16384 --recipe mxfp8\n"
+        "  meshwork casts --device cuda --grow 30 --recipe fp8_row,mxfp8\n"
+        "Bytes are those that must move: values (twice where a scale needs the largest of all,\n"
+        "or of whole columns), codes and scales once.\n",
     .options = options,
     .params_bytes = sizeof(Params),
     .positionals_max = 0,

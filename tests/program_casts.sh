@@ -31,6 +31,14 @@ expect_good 0 casts --device cpu --shape 0,128 --samples 0
 expect_good 0 casts --device cpu --shape 3,16,64 --recipe fp8_row,mxfp4:mode=floor --samples 0 --dtype f32
 expect_text out 'mxfp4:mode=floor +equal'
 
+expect_good 0 casts --device cpu --form dual --shape 2,128,256 --samples 1
+expect_text out 'mxfp8 +equal'
+expect_good 0 casts --device cpu --form transposed --shape 64,48 --samples 0 --recipe fp8_row,int8_dynamic
+expect_text out 'fp8_row +equal +- '
+expect_good 0 casts --device cpu --grow 14 --samples 2 --recipe fp8_row,nvfp4,W4A16 -o grow.h5
+expect_text out 'W4A16 .*2\^1[0-4]$'
+expect_error 2 'sizes begin at 2\^10' 0 casts --grow 9
+
 expect_error 2 "there is no recipe 'fp8_rows'" 0 casts --recipe fp8_rows
 expect_text err 'did you mean fp8_row'
 expect_error 65 'recipe fp8_row: dimension 0 .* is 5, which 16 does not divide' 0 casts --recipe fp8_row --shape 5,64

@@ -150,6 +150,42 @@ static void several_threads(void **state)
     data_destroy(&data);
 }
 
+// Transposed values, quantised, are what the reference makes of values that were transposed before.
+static void transposed_too(void **state)
+{
+    (void)state;
+    static const int64_t places[][3] = {
+        {1, 128, 256}, {2, 32, 48}, {3, 16, 16}, {1, 20, 7}, {2, 0, 32}};
+    Data data = data_create();
+    for (const Recipe *recipe = recipe_table; recipe->name; recipe++)
+        for (size_t i = 0; i < COUNT_OF(places); i++) {
+            const int64_t *shape = places[i], turned[] = {shape[0], shape[2], shape[1]};
+            QTensor reference;
+            Error error = {0};
+            if (recipe->weights.method == QUANT_NONE ||
+                !qtensor_plan(&recipe->weights, DTYPE_BF16, 3, turned, &reference, &error))
+                continue;
+            int64_t per_matrix = shape[1] * shape[2], count = shape[0] * per_matrix;
+            uint16_t *values = data_poisoned(&data, count, sizeof(*values));
+            uint16_t *transposed = data_poisoned(&data, count, sizeof(*transposed));
+            fill(&data, DTYPE_BF16, shape[0] * shape[1], shape[2], values);
+            for (int64_t at = 0; at < count; at++)
+                transposed[at / per_matrix * per_matrix + at % shape[2] * shape[1] +
+                           at % per_matrix / shape[2]] = values[at];
+            QTensor q = reference;
+            give_memory(&data, &reference);
+            give_memory(&data, &q);
+            quantise(transposed, NULL, &reference);
+            cast_cpu(&(Cast){.values = values, .transposed = q}, CPU);
+            QTensorBytes bytes = qtensor_bytes(&q);
+            compare(recipe->name, "scales", q.scales, reference.scales, bytes.scales);
+            compare(recipe->name, "zeros", q.zeros, reference.zeros, bytes.zeros);
+            compare(recipe->name, "codes", q.codes, reference.codes, bytes.codes);
+            data_release(&data, 0);
+        }
+    data_destroy(&data);
+}
+
 static void every_recipe_is_fast(void **state)
 {
     (void)state;
@@ -171,9 +207,8 @@ static void every_recipe_is_fast(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(equals_the_reference),
-        cmocka_unit_test(options_too),
-        cmocka_unit_test(several_threads),
+        cmocka_unit_test(equals_the_reference), cmocka_unit_test(options_too),
+        cmocka_unit_test(several_threads),      cmocka_unit_test(transposed_too),
         cmocka_unit_test(every_recipe_is_fast),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
