@@ -212,27 +212,9 @@ static bool compare(const QTensor *ours, const QTensor *reference, char *text, s
     return true;
 }
 
-// The device's tensor in host memory; on the CPU itself.
-static QTensor to_host(const Job *job, const QTensor *q)
-{
-    QTensor host = *q;
-    if (job->device == DEVICE_CPU)
-        return host;
-    QTensorBytes bytes = qtensor_bytes(q);
-    qtensor_allocate(&host);
-    device_copy(host.codes, q->codes, bytes.codes, job->stream);
-    device_copy(host.scales, q->scales, bytes.scales, job->stream);
-    if (q->zeros)
-        device_copy(host.zeros, q->zeros, bytes.zeros, job->stream);
-    if (q->tensor_scales)
-        device_copy(host.tensor_scales, q->tensor_scales, bytes.tensor_scales, job->stream);
-    stream_wait(job->stream);
-    return host;
-}
-
 static void check_row(Job *job, CastRow *row, const QTensor *q)
 {
-    QTensor host = to_host(job, q), reference = row->tensor;
+    QTensor host = qtensor_on_host(q, job->stream), reference = row->tensor;
     ResultCheck check = {.error = NAN, .bound = NAN};
     qtensor_allocate(&reference);
     quantise(job->host_values, NULL, &reference);
@@ -244,8 +226,7 @@ static void check_row(Job *job, CastRow *row, const QTensor *q)
     result_add_check(job->writer, &check);
     job->good = job->good && row->equal;
     qtensor_free(&reference);
-    if (job->device != DEVICE_CPU)
-        qtensor_free(&host);
+    qtensor_host_free(q, &host);
 }
 
 static void run_row(Job *job, CastRow *row)
