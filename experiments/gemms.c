@@ -221,11 +221,6 @@ static void gemm_body(void *context, Stream stream)
     quant_gemm(context, stream);
 }
 
-static void bare_body(void *context, Stream stream)
-{
-    CHECK_RULE(cublas_product(context, stream));
-}
-
 static void check_row(Job *job, const Shape *shape, const QuantGemm *product, const Values *values,
                       Row *row)
 {
@@ -289,17 +284,20 @@ static Statistics time_row(Job *job, const Shape *shape, const QuantGemm *produc
 static bool run_bare(Job *job, const Shape *shape, const QuantGemm *product, const Values *values,
                      const Row *ours, Row *row)
 {
-    CublasProduct bare;
-    if (!product_bare_make(product, job->arena, &bare, job->stream))
+    ProductBare *bare = job->device == DEVICE_CUDA && product_bare_create
+                            ? product_bare_create(product, job->arena, job->stream)
+                            : NULL;
+    if (!bare)
         return false;
     QuantGemm result = *product;
-    result.c = bare.gemm.c;
+    result.c = product_bare_c(bare);
     snprintf(row->recipe, sizeof(row->recipe), "%.60s, cuBLASLt bare", ours->recipe);
     row->cost = ours->cost;
     if (job->params->check)
         check_row(job, shape, &result, values, row);
     if (job->params->samples > 0)
-        row->time = time_row(job, shape, product, row, (Body){bare_body, &bare});
+        row->time = time_row(job, shape, product, row, (Body){product_bare_run, bare});
+    product_bare_destroy(bare);
     return true;
 }
 

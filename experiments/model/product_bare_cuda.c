@@ -1,5 +1,6 @@
-// product_bare.c -- scales where cuBLASLt wants them.
+// product_bare_cuda.c -- scales where cuBLASLt wants them.
 #include "experiments/model/product_bare.h"
+#include "kernels/cublas_product.h"
 
 #include <stdlib.h>
 
@@ -50,29 +51,59 @@ static bool is_e4m3(const QuantOperand *o)
            o->q.code_layout == CODES_BYTES;
 }
 
-bool product_bare_make(const QuantGemm *p, Arena *arena, CublasProduct *bare, Stream stream)
+struct ProductBare {
+    CublasProduct args;
+};
+
+static bool suits(const QuantGemm *p, Scales *a, Scales *b)
+{
+    return !p->group_rows && p->product == PRODUCT_SCALED && is_e4m3(&p->a) && is_e4m3(&p->b) &&
+           scales_of(&p->a.q, a) && scales_of(&p->b.q, b) && p->rows_max > 0 && p->n > 0 &&
+           p->k > 0;
+}
+
+ProductBare *product_bare_create(const QuantGemm *p, Arena *arena, Stream stream)
 {
     Scales a, b;
-    if (stream.device != DEVICE_CUDA || p->group_rows || p->product != PRODUCT_SCALED ||
-        !is_e4m3(&p->a) || !is_e4m3(&p->b) || !scales_of(&p->a.q, &a) || !scales_of(&p->b.q, &b) ||
-        p->rows_max * p->n * p->k == 0)
-        return false;
-    *bare = (CublasProduct){.gemm = {.form = GEMM_NT,
-                                     .dtype = DTYPE_F8_E4M3,
-                                     .out_dtype = p->out_dtype,
-                                     .rows = p->rows_max,
-                                     .n = p->n,
-                                     .k = p->k,
-                                     .a = p->a.q.codes,
-                                     .b = p->b.q.codes},
-                            .kind_a = a.kind,
-                            .kind_b = b.kind,
-                            .fast_sums = a.kind != CUBLAS_SCALE_128};
+    if (!suits(p, &a, &b))
+        return NULL;
+    ProductBare *bare = malloc(sizeof(*bare));
+    CHECK(bare != NULL, EXIT_CODE_HARDWARE, "free some memory", "no memory for a product");
     uint64_t bytes = dtype_bytes(p->out_dtype, (uint64_t)(p->rows_max * p->n));
-    bare->gemm.c = arena_push(arena, bytes, MEMORY_ACTIVATIONS);
-    bare->gemm.workspace = arena_push(arena, DENSE_GEMM_WORKSPACE_BYTES, MEMORY_SCRATCH);
-    bare->scale_a = lay_out(&p->a.q, &a, arena, stream);
-    bare->scale_b = lay_out(&p->b.q, &b, arena, stream);
-    device_fill(bare->gemm.c, 0xFF, bytes, stream);
-    return cublas_product(bare, stream);
+    bare->args = (CublasProduct){
+        .gemm = {.form = GEMM_NT,
+                 .dtype = DTYPE_F8_E4M3,
+                 .out_dtype = p->out_dtype,
+                 .rows = p->rows_max,
+                 .n = p->n,
+                 .k = p->k,
+                 .a = p->a.q.codes,
+                 .b = p->b.q.codes,
+                 .c = arena_push(arena, bytes, MEMORY_ACTIVATIONS),
+                 .workspace = arena_push(arena, DENSE_GEMM_WORKSPACE_BYTES, MEMORY_SCRATCH)},
+        .kind_a = a.kind,
+        .kind_b = b.kind,
+        .scale_a = lay_out(&p->a.q, &a, arena, stream),
+        .scale_b = lay_out(&p->b.q, &b, arena, stream),
+        .fast_sums = a.kind != CUBLAS_SCALE_128};
+    device_fill(bare->args.gemm.c, 0xFF, bytes, stream);
+    if (cublas_product(&bare->args, stream))
+        return bare;
+    product_bare_destroy(bare);
+    return NULL;
+}
+
+void product_bare_destroy(ProductBare *bare)
+{
+    free(bare);
+}
+
+void product_bare_run(void *bare, Stream stream)
+{
+    CHECK_RULE(cublas_product(&((const ProductBare *)bare)->args, stream));
+}
+
+void *product_bare_c(const ProductBare *bare)
+{
+    return bare->args.gemm.c;
 }
