@@ -358,8 +358,6 @@ static void start(Job *job, Run *run)
     const Params *p = job->params;
     int index = 0;
     DeviceKind device = run_choose_device(run, (DeviceChoice)p->device, &index);
-    if (device != DEVICE_CPU)
-        kernel_missing("quant_gemm", device);
     AoBench *b = &job->bench;
     *b = (AoBench){.run = run,
                    .stream = stream_create(device),

@@ -240,37 +240,18 @@ static bool compare(const QTensor *ours, const QTensor *reference, char *text, s
     return true;
 }
 
-// The device's tensor in host memory; on the CPU itself.
-static QTensor to_host(const Job *job, const QTensor *q)
-{
-    QTensor host = *q;
-    if (job->device == DEVICE_CPU)
-        return host;
-    QTensorBytes bytes = qtensor_bytes(q);
-    qtensor_allocate(&host);
-    device_copy(host.codes, q->codes, bytes.codes, job->stream);
-    device_copy(host.scales, q->scales, bytes.scales, job->stream);
-    if (q->zeros)
-        device_copy(host.zeros, q->zeros, bytes.zeros, job->stream);
-    if (q->tensor_scales)
-        device_copy(host.tensor_scales, q->tensor_scales, bytes.tensor_scales, job->stream);
-    stream_wait(job->stream);
-    return host;
-}
-
 // Whether the bytes are those of the reference.
 static bool check_tensor(Job *job, const QTensor *q, bool transposed, ResultCheck *check,
                          double *sqnr_db)
 {
-    QTensor host = to_host(job, q), reference = *q;
+    QTensor host = qtensor_on_host(q, job->stream), reference = *q;
     qtensor_allocate(&reference);
     (transposed ? quantise_transposed : quantise)(job->host_values, NULL, &reference);
     bool equal = compare(&host, &reference, check->detail, sizeof(check->detail));
     if (!transposed)
         *sqnr_db = cast_sqnr_db(&host, job->host_values);
     qtensor_free(&reference);
-    if (job->device != DEVICE_CPU)
-        qtensor_free(&host);
+    qtensor_host_free(q, &host);
     return equal;
 }
 

@@ -2,8 +2,10 @@
 // experts, under every recipe; each checked against a product in double, and timed.
 //
 // Values are random, one deviation per row of the activations. SQNR compares the product with that
-// of the values before quantising, in dB. Rows are divided evenly over experts.
+// of the values before quantising, in dB. Rows are divided evenly over experts. On a GPU dense fp8
+// products are also asked of cuBLASLt directly, right after ours.
 #include "experiments/model/kernel_timing.h"
+#include "experiments/model/product_bare.h"
 #include "experiments/model/product_check.h"
 #include "harness/command.h"
 #include "harness/file.h"
@@ -58,17 +60,22 @@ static const Option options[] = {
 enum { SHAPES_MAX = 64, LIST_BYTES_MAX = 1 << 20 };
 
 typedef struct Shape {
+    bool dense; // M,N,K: no groups
     int64_t experts, m, n, k;
     char name[64];
 } Shape;
 
+enum { ROW_NAME_BYTES = RECIPE_NAME_BYTES + 32, ROWS_MAX = 2 * RECIPES_MAX };
+
 // One line of the table: a shape under a recipe.
 typedef struct Row {
-    char recipe[RECIPE_NAME_BYTES];
+    char recipe[ROW_NAME_BYTES];
     bool good;
     ProductCheck check;
     Statistics time; // count 0 = not timed
     KernelCost cost;
+    double read_floor_s; // only the weights are quantised: those used, read once; else 0
+    Statistics bare;     // the same of cuBLASLt, called directly; count 0 = not timed
 } Row;
 
 typedef struct Job {
@@ -110,7 +117,8 @@ static bool read_shape(const char *text, Job *job, Error *error)
                          SHAPES_MAX);
     int64_t *s = size + count - 3;
     Shape *shape = &job->shape[job->shapes++];
-    *shape = (Shape){.experts = count == 4 ? size[0] : 1, .m = s[0], .n = s[1], .k = s[2]};
+    *shape = (Shape){
+        .dense = count == 3, .experts = count == 4 ? size[0] : 1, .m = s[0], .n = s[1], .k = s[2]};
     snprintf(shape->name, sizeof(shape->name), "%s", text);
     return true;
 }
@@ -188,11 +196,24 @@ static bool make_operand(Job *job, const QuantRule *rule, int rank, const int64_
     return true;
 }
 
+// The values on the host: themselves, or a copy.
+static const void *to_host(const Job *job, const void *values, int64_t elements)
+{
+    uint64_t bytes = dtype_bytes(job->dtype, (uint64_t)elements);
+    if (job->device == DEVICE_CPU)
+        return values;
+    void *host = device_allocate(DEVICE_CPU, bytes);
+    device_copy(host, values, bytes, job->stream);
+    stream_wait(job->stream);
+    return host;
+}
+
 // ---- one product ----
 
 typedef struct Values {
-    const void *a, *b;
-    int32_t *group_first, *group_rows;
+    const void *a, *b;                 // on the device
+    const void *host_a, *host_b;       // the same on the host
+    int32_t *group_first, *group_rows; // NULL: dense
 } Values;
 
 static void gemm_body(void *context, Stream stream)
@@ -203,7 +224,8 @@ static void gemm_body(void *context, Stream stream)
 static void check_row(Job *job, const Shape *shape, const QuantGemm *product, const Values *values,
                       Row *row)
 {
-    row->check = product_check(product, values->a, values->b, job->params->check_rows);
+    row->check = product_check(product, values->host_a, values->host_b, job->params->check_rows,
+                               job->stream);
     row->good = row->check.error <= 1;
     ResultCheck check = {.error = row->check.error, .bound = 1, .good = row->good};
     snprintf(check.name, sizeof(check.name), "%.24s %.36s", shape->name, row->recipe);
@@ -217,31 +239,80 @@ static void check_row(Job *job, const Shape *shape, const QuantGemm *product, co
     job->good = job->good && row->good;
 }
 
-static void time_row(Job *job, const Shape *shape, QuantGemm *product, Row *row)
+// Operations per second of what multiplies these operands. Hopper's tensor cores multiply codes of
+// one byte twice as fast as bf16; powers of two as scales make codes bf16 there.
+static double operations_per_s(const Job *job, const QuantGemm *p)
+{
+    if (job->device == DEVICE_CPU || job->dtype == DTYPE_F32)
+        return job->ceilings.f32_flops_per_s;
+    bool bytes = p->product != PRODUCT_VALUES && p->a.quantised && p->b.quantised &&
+                 p->a.q.rule.code != CODE_E2M1 && p->a.q.rule.method != QUANT_MX;
+    return (bytes ? 2 : 1) * job->ceilings.bf16_flops_per_s;
+}
+
+// What is timed: ours, or the bare one.
+typedef struct Body {
+    void (*run)(void *context, Stream stream);
+    void *context;
+} Body;
+
+static Statistics time_row(Job *job, const Shape *shape, const QuantGemm *product, const Row *row,
+                           Body body)
 {
     const Params *p = job->params;
     char name[RESULT_NAME_BYTES];
     snprintf(name, sizeof(name), "%.24s %.36s", shape->name, row->recipe);
-    row->time =
-        kernel_time(&(KernelTiming){.run = job->run,
-                                    .stream = job->stream,
-                                    .arena = job->arena,
-                                    .ceilings = job->ceilings,
-                                    .writer = job->writer,
-                                    .name = name,
-                                    .body = gemm_body,
-                                    .context = product,
-                                    .cost = row->cost,
-                                    .flops_per_s = job->ceilings.f32_flops_per_s,
-                                    .rule = {.samples_min = p->samples < 5 ? (int)p->samples : 5,
-                                             .samples_max = (int)p->samples,
-                                             .noise_max = p->max_noise,
-                                             .timeout_s = p->timeout}});
+    double out_bytes = (double)(shape->m * shape->n) * (double)dtype_bytes(product->out_dtype, 1);
+    return kernel_time(&(KernelTiming){.run = job->run,
+                                       .stream = job->stream,
+                                       .arena = job->arena,
+                                       .ceilings = job->ceilings,
+                                       .writer = job->writer,
+                                       .name = name,
+                                       .body = body.run,
+                                       .context = body.context,
+                                       .cost = row->cost,
+                                       .writes_little = 8 * out_bytes < row->cost.bytes,
+                                       .flops_per_s = operations_per_s(job, product),
+                                       .rule = {.samples_min = p->samples < 5 ? (int)p->samples : 5,
+                                                .samples_max = (int)p->samples,
+                                                .noise_max = p->max_noise,
+                                                .timeout_s = p->timeout}});
 }
 
-// false: left out.
-static bool run_recipe(Job *job, const Shape *shape, const Recipe *recipe, const Values *values,
-                       Row *row)
+// The same codes through cuBLASLt; false: it has no such product.
+static bool run_bare(Job *job, const Shape *shape, const QuantGemm *product, const Values *values,
+                     const Row *ours, Row *row)
+{
+    ProductBare *bare = job->device == DEVICE_CUDA && product_bare_create
+                            ? product_bare_create(product, job->arena, job->stream)
+                            : NULL;
+    if (!bare)
+        return false;
+    QuantGemm result = *product;
+    result.c = product_bare_c(bare);
+    snprintf(row->recipe, sizeof(row->recipe), "%.60s, cuBLASLt bare", ours->recipe);
+    row->cost = ours->cost;
+    if (job->params->check)
+        check_row(job, shape, &result, values, row);
+    if (job->params->samples > 0)
+        row->time = time_row(job, shape, product, row, (Body){product_bare_run, bare});
+    product_bare_destroy(bare);
+    return true;
+}
+
+// Codes and scales of the experts that have rows, at the speed of a copy.
+static double read_floor_s(const Job *job, const Shape *shape, const QuantGemm *p)
+{
+    if (p->a.quantised || !p->b.quantised || shape->m == 0)
+        return 0;
+    double used = shape->m < shape->experts ? (double)shape->m / (double)shape->experts : 1;
+    return used * (double)qtensor_bytes(&p->b.q).total / job->ceilings.copy_bytes_per_s;
+}
+
+// Returns the rows made: 0 = left out.
+static int run_recipe(Job *job, const Shape *shape, const Recipe *recipe, const Values *values,
+                      Row *row)
 {
     const Params *p = job->params;
     int64_t a_shape[] = {shape->m, shape->k}, b_shape[] = {shape->experts, shape->n, shape->k};
@@ -261,7 +332,7 @@ static bool run_recipe(Job *job, const Shape *shape, const Recipe *recipe, const
     if (!make_operand(job, &recipe->activations, 2, a_shape, values->a, &product.a, &refused) ||
         !make_operand(job, &recipe->weights, 3, b_shape, values->b, &product.b, &refused)) {
         fprintf(stderr, "%s: %s left out: %s\n", shape->name, row->recipe, refused.what);
-        return false;
+        return 0;
     }
     uint64_t elements = (uint64_t)(shape->m * shape->n);
     product.c = arena_push(job->arena, dtype_bytes(job->dtype, elements), MEMORY_ACTIVATIONS);
@@ -273,9 +344,13 @@ static bool run_recipe(Job *job, const Shape *shape, const Recipe *recipe, const
     row->cost = quant_gemm_cost(&product);
     if (p->check)
         check_row(job, shape, &product, values, row);
+    row->read_floor_s = read_floor_s(job, shape, &product);
     if (p->samples > 0)
-        time_row(job, shape, &product, row);
-    return true;
+        row->time = time_row(job, shape, &product, row, (Body){gemm_body, &product});
+    bool bare = run_bare(job, shape, &product, values, row, row + 1);
+    if (bare)
+        row->bare = row[1].time;
+    return bare ? 2 : 1;
 }
 
 // ---- report ----
@@ -294,18 +369,27 @@ static void print_row(Table *table, const Job *job, const Row *row, const Row *n
                table_rate(row->cost.flops / row->time.median, "flop", text, sizeof(text)));
     table_cell(table, timed && none ? "%.2fx" : "-",
                none ? none->time.median / row->time.median : 0.0);
+    table_cell(table, timed && row->read_floor_s > 0 ? "%.0f%%" : "-",
+               100 * row->read_floor_s / row->time.median);
+    if (job->device != DEVICE_CPU)
+        table_cell(table, timed && row->bare.count > 0 ? "%.1f%%" : "-",
+                   100 * row->bare.median / row->time.median);
 }
 
 static void print_table(const Job *job, const Shape *shape, const Row *rows, int count)
 {
-    static const char *const columns[] = {"recipe", "against double", ">of bound",
-                                          ">SQNR",  ">median",        ">noise",
-                                          ">rate",  ">over none",     NULL};
+    static const char *const columns[] = {
+        "recipe", "against double", ">of bound",   ">SQNR", ">median", ">noise",
+        ">rate",  ">over none",     ">of reading", NULL,    NULL};
+    const char *shown[COUNT_OF(columns)];
+    memcpy(shown, columns, sizeof(columns));
+    if (job->device != DEVICE_CPU)
+        shown[COUNT_OF(columns) - 2] = ">of bare";
     const Row *none = NULL;
     for (int i = 0; i < count; i++)
         if (strcmp(rows[i].recipe, "none") == 0 && rows[i].time.count > 0)
             none = &rows[i];
-    Table *table = table_create(columns);
+    Table *table = table_create(shown);
     for (int i = 0; i < count; i++)
         print_row(table, job, &rows[i], none);
     printf("%lld x %lld times %lld x %lld x %lld, %s on %s\n\n", (long long)shape->m,
@@ -316,21 +400,36 @@ static void print_table(const Job *job, const Shape *shape, const Row *rows, int
     table_destroy(table);
 }
 
+static void make_groups(Job *job, const Shape *shape, Values *values)
+{
+    size_t experts = (size_t)shape->experts;
+    int32_t *host = malloc(2 * experts * sizeof(int32_t));
+    CHECK(host != NULL, EXIT_CODE_HARDWARE, "free some memory", "no memory for %zu groups",
+          experts);
+    for (int64_t e = 0; e < shape->experts; e++) {
+        host[e] = (int32_t)(shape->m * e / shape->experts);
+        host[shape->experts + e] = (int32_t)(shape->m * (e + 1) / shape->experts) - host[e];
+    }
+    int32_t *groups = ARENA_PUSH(job->arena, int32_t, 2 * experts, MEMORY_ACTIVATIONS);
+    device_copy(groups, host, 2 * experts * sizeof(int32_t), job->stream);
+    stream_wait(job->stream);
+    free(host);
+    values->group_first = groups;
+    values->group_rows = groups + shape->experts;
+}
+
 static void run_shape(Job *job, const Shape *shape)
 {
     ArenaMark mark = arena_mark(job->arena);
-    Row *rows = calloc(RECIPES_MAX, sizeof(Row));
+    Row *rows = calloc(ROWS_MAX, sizeof(Row));
     CHECK(rows != NULL, EXIT_CODE_HARDWARE, "free some memory", "no memory for a table");
+    int64_t b_rows = shape->experts * shape->n;
     Values values = {.a = make_values(job, shape->m, shape->k, 0, true),
-                     .b = make_values(job, shape->experts * shape->n, shape->k, 1, false)};
-    uint64_t experts = (uint64_t)shape->experts;
-    values.group_first = ARENA_PUSH(job->arena, int32_t, experts, MEMORY_ACTIVATIONS);
-    values.group_rows = ARENA_PUSH(job->arena, int32_t, experts, MEMORY_ACTIVATIONS);
-    for (int64_t e = 0; e < shape->experts; e++) {
-        values.group_first[e] = (int32_t)(shape->m * e / shape->experts);
-        values.group_rows[e] =
-            (int32_t)(shape->m * (e + 1) / shape->experts) - values.group_first[e];
-    }
+                     .b = make_values(job, b_rows, shape->k, 1, false)};
+    values.host_a = to_host(job, values.a, shape->m * shape->k);
+    values.host_b = to_host(job, values.b, b_rows * shape->k);
+    if (!shape->dense)
+        make_groups(job, shape, &values);
     int count = 0;
     for (int i = 0; i < job->recipes && !run_stop_requested(job->run); i++) {
         ArenaMark inner = arena_mark(job->arena);
@@ -340,6 +439,10 @@ static void run_shape(Job *job, const Shape *shape)
     if (!job->params->json)
         print_table(job, shape, rows, count);
     free(rows);
+    if (job->device != DEVICE_CPU) {
+        device_free(DEVICE_CPU, (void *)(uintptr_t)values.host_a);
+        device_free(DEVICE_CPU, (void *)(uintptr_t)values.host_b);
+    }
     arena_release(job->arena, mark);
 }
 
@@ -348,8 +451,6 @@ static void start(Job *job)
     const Params *p = job->params;
     int index = 0;
     job->device = run_choose_device(job->run, (DeviceChoice)p->device, &index);
-    if (job->device != DEVICE_CPU)
-        kernel_missing("quant_gemm", job->device);
     job->stream = stream_create(job->device);
     job->arena = arena_create(MEMORY_DEVICE, job->device);
     if (p->samples > 0)
@@ -358,6 +459,7 @@ static void start(Job *job)
     Json *rates = json_object();
     json_set(rates, "copy_bytes_per_s", json_real(job->ceilings.copy_bytes_per_s));
     json_set(rates, "f32_flops_per_s", json_real(job->ceilings.f32_flops_per_s));
+    json_set(rates, "bf16_flops_per_s", json_real(job->ceilings.bf16_flops_per_s));
     job->writer =
         result_writer_create(&(ResultStart){.run = job->run,
                                             .options = options,
@@ -405,7 +507,9 @@ const Command command_gemms = {
              "  meshwork gemms --device cpu --shape 8,256,1408,2048 --recipe fp8_row,mxfp8\n"
              "  meshwork gemms --device cpu --shapes moe.txt -o gemms.h5\n"
              "of bound: the largest error found over what rounding allows; over none: how many\n"
-             "times as fast as the product of unquantised values in the same run.\n",
+             "times as fast as the product of unquantised values in the same run; of reading: the\n"
+             "time of reading the weights alone, at the speed of a copy, over ours; of bare: the\n"
+             "time of cuBLASLt called with codes and scales ready, over ours.\n",
     .options = options,
     .params_bytes = sizeof(Params),
     .positionals_max = 0,

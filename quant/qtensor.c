@@ -219,6 +219,29 @@ void qtensor_free(QTensor *q)
     q->tensor_scales = NULL;
 }
 
+QTensor qtensor_on_host(const QTensor *q, Stream stream)
+{
+    QTensor host = *q;
+    if (stream.device == DEVICE_CPU)
+        return host;
+    QTensorBytes bytes = qtensor_bytes(q);
+    qtensor_allocate(&host);
+    device_copy(host.codes, q->codes, bytes.codes, stream);
+    device_copy(host.scales, q->scales, bytes.scales, stream);
+    if (q->zeros)
+        device_copy(host.zeros, q->zeros, bytes.zeros, stream);
+    if (q->tensor_scales)
+        device_copy(host.tensor_scales, q->tensor_scales, bytes.tensor_scales, stream);
+    stream_wait(stream);
+    return host;
+}
+
+void qtensor_host_free(const QTensor *q, QTensor *host)
+{
+    if (host->codes != q->codes)
+        qtensor_free(host);
+}
+
 // ---- single values ----
 
 uint32_t qtensor_load_code(const QTensor *q, int64_t matrix, int64_t row, int64_t column)

@@ -51,6 +51,10 @@ QTensorBytes qtensor_bytes(const QTensor *q);                         // Local
 void qtensor_push(QTensor *q, Arena *arena, MemoryCategory category); // Local. Not filled
 void qtensor_allocate(QTensor *q); // Local. From the heap, host memory: qtensor_free
 void qtensor_free(QTensor *q);     // Local
+// Waits. What the host reads: q itself where the stream is the CPU's, else a copy of q's device
+// memory; qtensor_host_free(q, &host) gives back what was allocated for it.
+QTensor qtensor_on_host(const QTensor *q, Stream stream);
+void qtensor_host_free(const QTensor *q, QTensor *host); // Local
 
 // Local. Extents with the rule's padding, and of the grid of blocks in one matrix.
 int64_t qtensor_padded_rows(const QTensor *q);

@@ -14,6 +14,7 @@ enum { CHECK_ROWS = 16 };
 typedef struct Work {
     Cast input;
     QuantGemm product;
+    const uint16_t *host_x, *host_w; // the values on the host; on the CPU the operands' own
 } Work;
 
 static void work_body(void *context, Stream stream)
@@ -40,6 +41,31 @@ static uint16_t *make_input(const AoBench *bench, int64_t columns)
     return (uint16_t *)(void *)values;
 }
 
+// Host memory for so many bf16 values that belong at `device`; there itself on the CPU.
+static uint16_t *host_memory(const AoBench *bench, uint16_t *device, int64_t count)
+{
+    if (bench->stream.device == DEVICE_CPU)
+        return device;
+    return device_allocate(DEVICE_CPU, 2 * (uint64_t)count);
+}
+
+static const uint16_t *to_host(const AoBench *bench, uint16_t *values, int64_t count)
+{
+    uint16_t *host = host_memory(bench, values, count);
+    if (host != values)
+        device_copy(host, values, 2 * (uint64_t)count, bench->stream);
+    stream_wait(bench->stream);
+    return host;
+}
+
+static void host_free(const Work *work, const AoBench *bench)
+{
+    if (bench->stream.device == DEVICE_CPU)
+        return;
+    device_free(DEVICE_CPU, (void *)(uintptr_t)work->host_x);
+    device_free(DEVICE_CPU, (void *)(uintptr_t)work->host_w);
+}
+
 static bool make_operand(const AoBench *bench, const QuantRule *rule, const int64_t *shape,
                          const void *values, QuantOperand *operand, Error *error)
 {
@@ -57,6 +83,7 @@ static bool make_operand(const AoBench *bench, const QuantRule *rule, const int6
 
 static void time_work(const AoBench *bench, Work *work, const char *label, AoTrial *trial)
 {
+    bool cpu = bench->stream.device == DEVICE_CPU;
     trial->time = kernel_time(&(KernelTiming){.run = bench->run,
                                               .stream = bench->stream,
                                               .arena = bench->arena,
@@ -66,7 +93,9 @@ static void time_work(const AoBench *bench, Work *work, const char *label, AoTri
                                               .body = work_body,
                                               .context = work,
                                               .cost = quant_gemm_cost(&work->product),
-                                              .flops_per_s = bench->ceilings.f32_flops_per_s,
+                                              .writes_little = bench->rows < 64,
+                                              .flops_per_s = cpu ? bench->ceilings.f32_flops_per_s
+                                                                 : bench->ceilings.bf16_flops_per_s,
                                               .rule = bench->rule});
 }
 
@@ -77,21 +106,21 @@ static bool set_up(const AoBench *bench, const AoModule *module, const Recipe *r
     int64_t n = module->rows, k = module->columns;
     uint16_t *x = make_input(bench, k);
     uint16_t *w = arena_push(bench->arena, 2 * (uint64_t)(n * k), MEMORY_PARAMETERS);
-    int32_t *group = ARENA_PUSH(bench->arena, int32_t, 2, MEMORY_ACTIVATIONS);
-    ao_module_values(module, w);
-    group[0] = 0;
-    group[1] = (int32_t)bench->rows;
+    uint16_t *host_w = host_memory(bench, w, n * k);
+    ao_module_values(module, host_w);
+    if (host_w != w)
+        device_copy(w, host_w, 2 * (uint64_t)(n * k), bench->stream);
     *work = (Work){.product = {.product = recipe->form,
                                .dtype = DTYPE_BF16,
                                .out_dtype = DTYPE_BF16,
                                .groups = 1,
-                               .group_first = group,
-                               .group_rows = group + 1,
                                .rows_max = bench->rows,
                                .n = n,
                                .k = k,
                                .rows_expected = bench->rows,
                                .threads = bench->run->threads}};
+    work->host_x = to_host(bench, x, bench->rows * k);
+    work->host_w = host_w;
     QuantGemm *p = &work->product;
     if (!make_operand(bench, &recipe->activations, (int64_t[]){bench->rows, k}, x, &p->a, error) ||
         !make_operand(bench, &recipe->weights, (int64_t[]){n, k}, w, &p->b, error))
@@ -101,6 +130,14 @@ static bool set_up(const AoBench *bench, const AoModule *module, const Recipe *r
     p->workspace = arena_push(bench->arena, quant_gemm_workspace_bytes(p, bench->stream.device),
                               MEMORY_SCRATCH);
     return true;
+}
+
+static double weight_db(const QTensor *q, const void *values, Stream stream)
+{
+    QTensor host = qtensor_on_host(q, stream);
+    double db = cast_sqnr_db(&host, values);
+    qtensor_host_free(q, &host);
+    return db;
 }
 
 void ao_trial(const AoBench *bench, const AoModule *module, const Recipe *recipe, const char *label,
@@ -115,15 +152,16 @@ void ao_trial(const AoBench *bench, const AoModule *module, const Recipe *recipe
     } else {
         const QuantGemm *p = &work.product;
         work_body(&work, bench->stream);
-        ProductCheck check = product_check(p, p->a.values, p->b.values, CHECK_ROWS);
+        ProductCheck check = product_check(p, work.host_x, work.host_w, CHECK_ROWS, bench->stream);
         trial->error = check.error;
         trial->output_db = check.sqnr_db;
         trial->bytes = p->b.quantised ? qtensor_bytes(&p->b.q).total : 2 * (uint64_t)(p->n * p->k);
         if (p->b.quantised)
-            trial->weight_db = cast_sqnr_db(&p->b.q, p->b.values);
+            trial->weight_db = weight_db(&p->b.q, work.host_w, bench->stream);
         if (label && bench->rule.samples_max > 0)
             time_work(bench, &work, label, trial);
     }
+    host_free(&work, bench);
     arena_release(bench->arena, mark);
 }
 

@@ -8,7 +8,7 @@
 // What all trials of a run share. Inputs are random, one deviation per row.
 typedef struct AoBench {
     Run *run;
-    Stream stream; // of the CPU
+    Stream stream;
     Arena *arena;
     DeviceCeilings ceilings;
     ResultWriter *writer;

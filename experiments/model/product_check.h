@@ -11,11 +11,12 @@ typedef struct ProductCheck {
     int64_t values;     // how many were compared
 } ProductCheck;
 
-// Local, host. c of `product`, on at most rows_max rows spread over all, against the product of
-// what the codes stand for, in double; the bound is that of quant_gemm.h. a, b: the values before
-// quantising, of product->dtype. Rows in which a value is not finite are bound to nothing.
-ProductCheck product_check(const QuantGemm *product, const void *a, const void *b,
-                           int64_t rows_max);
+// Waits. c of `product`, on at most rows_max rows spread over all, against the product of what the
+// codes stand for, in double; the bound is that of quant_gemm.h for the stream's device. a, b: the
+// values before quantising, of product->dtype, on the host. Rows in which a value is not finite are
+// bound to nothing.
+ProductCheck product_check(const QuantGemm *product, const void *a, const void *b, int64_t rows_max,
+                           Stream stream);
 
 // Local, host. Signal over noise of what the codes stand for, in dB, against `values` [matrices,
 // rows, columns] of q->input.
