@@ -1,5 +1,5 @@
 // rewrite_values.c -- rows of values between a source and a slice.
-#include "experiments/model/rewrite_values.h"
+#include "experiments/rewrite/rewrite_values.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -5,7 +5,7 @@
 // pieces. Check sums come last: when all ranks have written, one reads the storages and fills them
 // in. Source: PKWARE's APPNOTE 6.3.10; PyTorch, torch/csrc caffe2/serialize/inline_container.cc
 // (storages begin at multiples of 64, by an extra field "FB").
-#include "experiments/model/rewrite_torch.h"
+#include "experiments/rewrite/rewrite_torch.h"
 
 #include "harness/file.h"
 #include "quant/digest.h"

@@ -4,7 +4,7 @@
 // A move keeps every code and every scale. What it needs is found here, before anything is written:
 // scales that bf16 holds, zero points that are all zero where the new layout has none, one second
 // scale where several weights become one array.
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 
 #include <stdio.h>
 #include <stdlib.h>

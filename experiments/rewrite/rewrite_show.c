@@ -1,5 +1,5 @@
 // rewrite_show.c -- plans and summaries for people and for machines.
-#include "experiments/model/rewrite_show.h"
+#include "experiments/rewrite/rewrite_show.h"
 
 #include "results/table.h"
 

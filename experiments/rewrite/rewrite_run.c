@@ -5,10 +5,10 @@
 // system reads the next one ahead and writes the last one behind (MADV_WILLNEED,
 // sync_file_range), so disk and cores work at the same time; pages of the source are let go after
 // use, so that memory stays that of the unit at hand.
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 
-#include "experiments/model/rewrite_torch.h"
-#include "experiments/model/rewrite_values.h"
+#include "experiments/rewrite/rewrite_torch.h"
+#include "experiments/rewrite/rewrite_values.h"
 #include "harness/progress.h"
 #include "quant/digest.h"
 

@@ -2,7 +2,7 @@
 // dequantised, measured, quantised; or codes and scales moved.
 #pragma once
 
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 #include "kernels/cast.h"
 
 typedef struct RewriteValues {

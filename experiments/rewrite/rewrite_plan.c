@@ -1,6 +1,6 @@
 // rewrite_plan.c -- from the weights of one checkpoint to those of the next: names, experts, and
 // which rule takes which.
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 
 #include "quant/message.h"
 
