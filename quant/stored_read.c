@@ -101,7 +101,7 @@ static void read_scales(const Stored *stored, int64_t matrix, int64_t first, QTe
 }
 
 void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
-                      QTensor *rows)
+                      Arena *arena, QTensor *rows)
 {
     *rows = stored->q;
     rows->rank = 2;
@@ -112,7 +112,7 @@ void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64
     rows->scale_layout = SCALES_PLAIN;
     if (rows->code_layout == CODES_TILED)
         rows->code_layout = CODES_BYTES;
-    qtensor_allocate(rows);
+    qtensor_push(rows, arena, MEMORY_SCRATCH);
     read_codes(stored, matrix, first, rows);
     read_scales(stored, matrix, first, rows);
 }
@@ -127,19 +127,24 @@ void stored_read_values(const Stored *stored, int64_t matrix, int64_t first, int
     int64_t block = q->rule.block_rows > 1 ? q->rule.block_rows : 1;
     int64_t step = block > VALUE_ROWS ? block : VALUE_ROWS / block * block;
     int64_t start = first / block * block, end = first + count;
-#pragma omp parallel for schedule(static)
-    for (int64_t row = start; row < end; row += step) {
-        int64_t last = row + step < q->rows ? row + step : q->rows;
-        int64_t from = row > first ? row : first, to = last < end ? last : end;
-        uint16_t *piece = malloc((size_t)((last - row) * q->columns) * sizeof(*piece) + 1);
-        CHECK(piece, EXIT_CODE_HARDWARE, "free host memory", "no host memory for values");
-        QTensor rows;
-        stored_read_rows(stored, matrix, row, last - row, &rows);
-        dequantise(&rows, DTYPE_BF16, piece);
-        memcpy(values + (from - first) * q->columns, piece + (from - row) * q->columns,
-               (size_t)((to - from) * q->columns) * sizeof(*piece));
-        qtensor_free(&rows);
-        free(piece);
+#pragma omp parallel
+    {
+        Arena *arena = arena_create(MEMORY_HOST, DEVICE_CPU);
+#pragma omp for schedule(static)
+        for (int64_t row = start; row < end; row += step) {
+            int64_t last = row + step < q->rows ? row + step : q->rows;
+            int64_t from = row > first ? row : first, to = last < end ? last : end;
+            ArenaMark mark = arena_mark(arena);
+            uint16_t *piece =
+                ARENA_PUSH(arena, uint16_t, (last - row) * q->columns, MEMORY_SCRATCH);
+            QTensor rows;
+            stored_read_rows(stored, matrix, row, last - row, arena, &rows);
+            dequantise(&rows, DTYPE_BF16, piece);
+            memcpy(values + (from - first) * q->columns, piece + (from - row) * q->columns,
+                   (size_t)((to - from) * q->columns) * sizeof(*piece));
+            arena_release(arena, mark);
+        }
+        arena_destroy(arena);
     }
 }
 

@@ -1,10 +1,12 @@
 // rewrite_run.c -- every rank makes its share of every file, in place.
 //
 // A shard is cut into units: runs of rows of one tensor, each of which is one run of bytes in every
-// part. Units are dealt to ranks in the order of the file, by bytes. While a unit is quantised the
-// system reads the next one ahead and writes the last one behind (MADV_WILLNEED,
-// sync_file_range), so disk and cores work at the same time; pages of the source are let go after
-// use, so that memory stays that of the unit at hand.
+// part. Units are dealt to ranks in the order of the file, by bytes; the threads of a rank take
+// them one by one, each with its own slice, so that one reads or writes while another computes.
+// The system reads units to come ahead and writes finished ones behind (MADV_WILLNEED,
+// sync_file_range); pages of the source are let go after use, so that memory stays that of the
+// units at hand. When a shard's bytes are all there, a thread makes its digest and waits for the
+// disk, while the next shard is made.
 #include "experiments/rewrite/rewrite.h"
 
 #include "experiments/rewrite/rewrite_torch.h"
@@ -14,6 +16,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <omp.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +25,10 @@
 #include <time.h>
 #include <unistd.h>
 
-static const uint64_t usual_unit_bytes = 32 << 20;
+enum { PATH_BYTES = CHECKPOINT_PATH_BYTES + 512 };
+// Large enough for the disk, small enough for the cache between a cast and its write.
+static const uint64_t usual_unit_bytes = 4 << 20;
+static const uint64_t ahead_bytes = 64 << 20;
 
 typedef struct Unit {
     int tensor;
@@ -29,16 +36,35 @@ typedef struct Unit {
     uint64_t bytes; // of the source
 } Unit;
 
+// A thread of the rank.
+typedef struct Worker {
+    RewriteValues values;
+    uint64_t read, written;
+    Error error;
+} Worker;
+
+// The end of a shard, beside the making of the next one.
+typedef struct Finish {
+    pthread_t thread;
+    bool running;
+    struct Job *job;
+    int shard, descriptor;
+    Error error;
+} Finish;
+
 typedef struct Job {
     const Run *run;
     Rewrite *rewrite;
     RewriteFolder folder;
-    RewriteValues values;
+    int workers;
+    Worker *worker;
+    bool failed; // a worker has an error
     int descriptor;
     Unit *unit;
     int64_t units, capacity;
-    uint64_t read, written, total;
+    uint64_t read, total;
     Progress progress;
+    Finish finish;
     char (*digest)[DIGEST_TEXT_BYTES]; // [shards]
     Error error;
 } Job;
@@ -115,20 +141,19 @@ static void my_units(const Job *job, int64_t *first, int64_t *last)
 
 // ---- writing ----
 
-static bool write_failed(Job *job, int code)
+static bool write_failed(const Job *job, int code, Error *error)
 {
     const char *staging = job->folder.staging;
     if (code != ENOSPC && code != EDQUOT)
-        return error_set(&job->error, EXIT_CODE_IO, "check the disk and the file system",
+        return error_set(error, EXIT_CODE_IO, "check the disk and the file system",
                          "cannot write in %.200s: %s", staging, strerror(code));
-    return error_set(&job->error, EXIT_CODE_IO,
-                     "make room there (see df -h), or write to another disk",
+    return error_set(error, EXIT_CODE_IO, "make room there (see df -h), or write to another disk",
                      "the disk is full: %llu bytes are needed for %.200s; what was written is "
                      "removed, the source is as it was",
                      (unsigned long long)job->rewrite->bytes, job->rewrite->request->out);
 }
 
-static bool write_at(Job *job, const void *data, uint64_t bytes, uint64_t place)
+static bool write_at(const Job *job, const void *data, uint64_t bytes, uint64_t place, Error *error)
 {
     for (uint64_t done = 0; done < bytes;) {
         uint64_t left = bytes - done;
@@ -137,50 +162,57 @@ static bool write_at(Job *job, const void *data, uint64_t bytes, uint64_t place)
         if (count < 0 && errno == EINTR)
             continue;
         if (count <= 0)
-            return write_failed(job, count < 0 ? errno : ENOSPC);
+            return write_failed(job, count < 0 ? errno : ENOSPC, error);
         done += (uint64_t)count;
     }
     sync_file_range(job->descriptor, (off_t)place, (off_t)bytes, SYNC_FILE_RANGE_WRITE);
-    job->written += bytes;
     return true;
 }
 
-static bool do_quantised(Job *job, const Unit *unit)
+static bool work_write(const Job *job, Worker *worker, const void *data, uint64_t bytes,
+                       uint64_t place)
+{
+    worker->written += bytes;
+    return write_at(job, data, bytes, place, &worker->error);
+}
+
+static bool do_quantised(const Job *job, Worker *worker, const Unit *unit)
 {
     const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
     StoredSlice slice;
     StoredRange ranges[STORED_ROLES];
-    stored_slice_create(&tensor->stored, unit->rows, &slice);
+    ArenaMark mark = arena_mark(worker->values.host);
+    stored_slice_push(&tensor->stored, unit->rows, worker->values.host, &slice);
     if (tensor->action == REWRITE_MOVE)
-        rewrite_move_rows(tensor, unit->matrix, unit->first, &slice.q);
+        rewrite_move_rows(&worker->values, tensor, unit->matrix, unit->first, &slice.q);
     else
-        rewrite_quantise_rows(&job->values, unit->tensor, unit->matrix, unit->first, &slice.q);
+        rewrite_quantise_rows(&worker->values, unit->tensor, unit->matrix, unit->first, &slice.q);
     int count = stored_slice_ranges(&tensor->stored, unit->matrix, unit->first, &slice, ranges);
     bool good = true;
     for (int i = 0; good && i < count; i++)
-        good = write_at(job, ranges[i].data, ranges[i].bytes,
-                        tensor->place[ranges[i].role] + ranges[i].offset);
-    stored_slice_destroy(&slice);
+        good = work_write(job, worker, ranges[i].data, ranges[i].bytes,
+                          tensor->place[ranges[i].role] + ranges[i].offset);
+    arena_release(worker->values.host, mark);
     return good;
 }
 
-static bool do_plain(Job *job, const Unit *unit)
+static bool do_plain(const Job *job, Worker *worker, const Unit *unit)
 {
     const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
     uint64_t row_bytes = dtype_bytes(tensor->tensor.dtype, (uint64_t)rewrite_columns(tensor));
     uint64_t place = tensor->place[STORED_CODES] + (uint64_t)unit->first * row_bytes;
     if (dtype_row(tensor->tensor.dtype)->bits < 8)
-        return write_at(job, tensor->segment[0].weight->tensor.data, tensor_bytes(&tensor->tensor),
-                        place);
+        return work_write(job, worker, tensor->segment[0].weight->tensor.data,
+                          tensor_bytes(&tensor->tensor), place);
     if (tensor->action != REWRITE_COPY) {
-        const void *values = rewrite_read_rows(&job->values, tensor, unit->first, unit->rows);
-        return write_at(job, values, (uint64_t)unit->rows * row_bytes, place);
+        const void *values = rewrite_read_rows(&worker->values, tensor, unit->first, unit->rows);
+        return work_write(job, worker, values, (uint64_t)unit->rows * row_bytes, place);
     }
     int64_t row = unit->first, end = unit->first + unit->rows;
     while (row < end) {
         int64_t rows = end - row;
         const char *data = rewrite_source_rows(tensor, row, &rows);
-        if (!write_at(job, data, (uint64_t)rows * row_bytes, place))
+        if (!work_write(job, worker, data, (uint64_t)rows * row_bytes, place))
             return false;
         place += (uint64_t)rows * row_bytes;
         row += rows;
@@ -188,24 +220,34 @@ static bool do_plain(Job *job, const Unit *unit)
     return true;
 }
 
-static bool do_unit(Job *job, const Unit *unit)
+// The unit's first row among all rows of its tensor.
+static int64_t row_of(const RewriteTensor *tensor, const Unit *unit)
+{
+    int64_t matrix_rows = rewrite_is_quantised(tensor) ? tensor->stored.q.rows : 0;
+    return unit->matrix * matrix_rows + unit->first;
+}
+
+static bool do_unit(const Job *job, Worker *worker, const Unit *unit)
 {
     const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
-    bool good = rewrite_is_quantised(tensor) ? do_quantised(job, unit) : do_plain(job, unit);
-    int64_t row = unit->first;
-    if (rewrite_is_quantised(tensor))
-        row += unit->matrix * tensor->stored.q.rows;
-    rewrite_release_rows(&job->values, tensor, row, unit->rows);
-    job->read += unit->bytes;
+    bool good = rewrite_is_quantised(tensor) ? do_quantised(job, worker, unit)
+                                             : do_plain(job, worker, unit);
+    rewrite_release_rows(&worker->values, tensor, row_of(tensor, unit), unit->rows);
+    worker->read += unit->bytes;
     return good;
 }
 
 // ---- one shard ----
 
+static void path_in(const Job *job, const char *name, const char *tail, char path[PATH_BYTES])
+{
+    snprintf(path, PATH_BYTES, "%s/%s%s", job->folder.staging, name, tail);
+}
+
 static bool open_shard(Job *job, const RewriteShard *shard, bool create)
 {
-    char path[CHECKPOINT_PATH_BYTES + 256];
-    snprintf(path, sizeof(path), "%s/%s.tmp", job->folder.staging, shard->name);
+    char path[PATH_BYTES];
+    path_in(job, shard->name, ".tmp", path);
     job->descriptor = open(path,
                            create ? O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW
                                   : O_RDWR | O_CLOEXEC | O_NOFOLLOW,
@@ -220,11 +262,12 @@ static bool open_shard(Job *job, const RewriteShard *shard, bool create)
     if (code == EOPNOTSUPP || code == EINVAL)
         code = ftruncate(job->descriptor, (off_t)shard->bytes) == 0 ? 0 : errno;
     if (code != 0)
-        return write_failed(job, code);
-    bool good = shard->pieces > 0 || write_at(job, shard->header, shard->header_bytes, 0);
+        return write_failed(job, code, &job->error);
+    bool good =
+        shard->pieces > 0 || write_at(job, shard->header, shard->header_bytes, 0, &job->error);
     for (int i = 0; good && i < shard->pieces; i++)
         good = write_at(job, shard->header + shard->piece[i].offset, shard->piece[i].bytes,
-                        shard->piece[i].place);
+                        shard->piece[i].place, &job->error);
     return good;
 }
 
@@ -235,60 +278,163 @@ static void agree(Job *job)
         return;
     if (job->descriptor >= 0)
         close(job->descriptor);
+    if (job->finish.running)
+        pthread_join(job->finish.thread, NULL);
     run_barrier(job->run);
     if (job->run->rank == 0)
         rewrite_folder_remove(&job->folder);
     run_agree(job->run, &job->error);
 }
 
-static bool publish_shard(Job *job, const RewriteShard *shard)
+// ---- units by threads ----
+
+static void read_ahead(const Job *job, Worker *worker, int64_t index)
 {
-    char from[CHECKPOINT_PATH_BYTES + 256], to[CHECKPOINT_PATH_BYTES + 256];
-    snprintf(from, sizeof(from), "%s/%s.tmp", job->folder.staging, shard->name);
-    snprintf(to, sizeof(to), "%s/%s", job->folder.staging, shard->name);
-    if (job->rewrite->request->layout == LAYOUT_TORCHAO_BIN &&
-        !rewrite_torch_finish(shard, from, &job->error))
-        return false;
-    return file_publish(from, to, &job->error);
+    const Unit *unit = &job->unit[index];
+    const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
+    rewrite_read_ahead(&worker->values, tensor, row_of(tensor, unit), unit->rows);
 }
 
-static void do_shard(Job *job, const RewriteShard *shard)
+// Units [first, last), and those that are wanted from the disk meanwhile.
+typedef struct Share {
+    int64_t next, asked, last;
+    uint64_t bytes_ahead; // of units asked for and not yet taken
+} Share;
+
+// Takes the next unit; -1 when there is none. Wishes to the disk are made by who takes it.
+static int64_t take_unit(const Job *job, Worker *worker, Share *share)
 {
+    int64_t mine = -1, from = 0, to = 0;
+#pragma omp critical(rewrite_take_unit)
+    if (share->next < share->last) {
+        mine = share->next++;
+        share->bytes_ahead -= mine < share->asked ? job->unit[mine].bytes : 0;
+        share->asked = share->asked > mine ? share->asked : mine + 1;
+        from = share->asked;
+        while (share->asked < share->last && share->bytes_ahead < ahead_bytes)
+            share->bytes_ahead += job->unit[share->asked++].bytes;
+        to = share->asked;
+    }
+    for (; from < to; from++)
+        read_ahead(job, worker, from);
+    return mine;
+}
+
+static bool has_failed(const Job *job)
+{
+    bool failed;
+#pragma omp atomic read
+    failed = job->failed;
+    return failed;
+}
+
+static void work(Job *job, Worker *worker, Share *share, bool shows)
+{
+    device_select(worker->values.device, worker->values.device_index);
+    for (int64_t i; !has_failed(job) && (i = take_unit(job, worker, share)) >= 0;) {
+        if (!do_unit(job, worker, &job->unit[i])) {
+#pragma omp atomic write
+            job->failed = true;
+        }
+        if (shows)
+            progress_update(&job->progress,
+                            (int64_t)((job->total + worker->read * (uint64_t)job->workers *
+                                                        (uint64_t)job->run->ranks) >>
+                                      20));
+    }
+}
+
+static void do_units(Job *job, const RewriteShard *shard)
+{
+    Share share = {0};
+    make_units(job, shard);
+    my_units(job, &share.next, &share.last);
+    share.asked = share.next;
+    for (int i = 0; i < job->workers; i++)
+        job->worker[i].read = 0;
+#pragma omp parallel num_threads(job->workers)
+    work(job, &job->worker[omp_get_thread_num()], &share, omp_get_thread_num() == 0);
+    for (int i = 0; i < job->workers; i++) {
+        job->read += job->worker[i].read;
+        if (job->error.exit_code == 0)
+            job->error = job->worker[i].error;
+    }
+}
+
+// ---- the end of a shard ----
+
+static int owner_of(const Job *job, int shard)
+{
+    return job->rewrite->request->layout == LAYOUT_TORCHAO_BIN ? 0 : shard % job->run->ranks;
+}
+
+// While the digest is made, the disk goes on with what sync_file_range gave it.
+static void *finish_shard(void *context)
+{
+    Finish *finish = context;
+    const Job *job = finish->job;
+    const Rewrite *rewrite = job->rewrite;
+    const RewriteShard *shard = &rewrite->shard[finish->shard];
+    char path[PATH_BYTES];
+    path_in(job, shard->name, ".tmp", path);
+    bool good = true;
+    if (owner_of(job, finish->shard) == job->run->rank) {
+        if (rewrite->request->layout == LAYOUT_TORCHAO_BIN)
+            good = rewrite_torch_finish(shard, path, &finish->error);
+        if (good && rewrite->request->hash)
+            good = digest_file(path, job->digest[finish->shard], &finish->error);
+    }
+    if (good && fdatasync(finish->descriptor) != 0)
+        write_failed(job, errno, &finish->error);
+    close(finish->descriptor);
+    return NULL;
+}
+
+static void begin_finish(Job *job, int shard)
+{
+    job->finish = (Finish){.job = job, .shard = shard, .descriptor = job->descriptor};
+    job->descriptor = -1;
+    CHECK(pthread_create(&job->finish.thread, NULL, finish_shard, &job->finish) == 0,
+          EXIT_CODE_HARDWARE, "raise the limit of processes (ulimit -u)",
+          "a thread cannot be started");
+    job->finish.running = true;
+}
+
+// The shard that is being finished, if any, gets its name.
+static void end_finish(Job *job)
+{
+    char from[PATH_BYTES], to[PATH_BYTES];
+    if (!job->finish.running)
+        return;
+    pthread_join(job->finish.thread, NULL);
+    job->finish.running = false;
+    job->error = job->finish.error;
+    agree(job);
+    const char *name = job->rewrite->shard[job->finish.shard].name;
+    path_in(job, name, ".tmp", from);
+    path_in(job, name, "", to);
+    if (job->run->rank == 0)
+        file_publish(from, to, &job->error);
+    agree(job);
+}
+
+static void do_shard(Job *job, int index)
+{
+    const RewriteShard *shard = &job->rewrite->shard[index];
     if (job->run->rank == 0)
         open_shard(job, shard, true);
     agree(job);
     if (job->run->rank != 0)
         open_shard(job, shard, false);
     agree(job);
-    make_units(job, shard);
-    int64_t first, last;
-    my_units(job, &first, &last);
-    uint64_t before = job->read;
-    for (int64_t i = first; i < last && job->error.exit_code == 0; i++) {
-        if (i + 1 < last) {
-            const Unit *next = &job->unit[i + 1];
-            const RewriteTensor *tensor = &job->rewrite->tensor[next->tensor];
-            int64_t matrix_rows = rewrite_is_quantised(tensor) ? tensor->stored.q.rows : 0;
-            rewrite_read_ahead(&job->values, tensor, next->matrix * matrix_rows + next->first,
-                               next->rows);
-        }
-        do_unit(job, &job->unit[i]);
-        progress_update(
-            &job->progress,
-            (int64_t)((job->total + (job->read - before) * (uint64_t)job->run->ranks) >> 20));
-    }
-    if (job->error.exit_code == 0 && fdatasync(job->descriptor) != 0)
-        write_failed(job, errno);
+    do_units(job, shard);
     agree(job);
-    close(job->descriptor);
-    job->descriptor = -1;
-    if (job->run->rank == 0)
-        publish_shard(job, shard);
-    agree(job);
+    end_finish(job);
+    begin_finish(job, index);
     job->total += shard->bytes;
 }
 
-// ---- digests: shards are dealt to ranks ----
+// ---- digests: made by the owners, of shards of an earlier run only now ----
 
 static void make_digests(Job *job)
 {
@@ -296,11 +442,10 @@ static void make_digests(Job *job)
     if (!rewrite->request->hash)
         return;
     for (int i = 0; i < rewrite->shards && job->error.exit_code == 0; i++) {
-        char path[CHECKPOINT_PATH_BYTES + 256];
-        if (i % job->run->ranks != job->run->rank)
-            continue;
-        snprintf(path, sizeof(path), "%s/%s", job->folder.staging, rewrite->shard[i].name);
-        digest_file(path, job->digest[i], &job->error);
+        char path[PATH_BYTES];
+        path_in(job, rewrite->shard[i].name, "", path);
+        if (owner_of(job, i) == job->run->rank && !job->digest[i][0])
+            digest_file(path, job->digest[i], &job->error);
     }
     agree(job);
     char(*all)[DIGEST_TEXT_BYTES] = calloc((size_t)job->run->ranks, sizeof(*all));
@@ -308,7 +453,7 @@ static void make_digests(Job *job)
     for (int i = 0; i < rewrite->shards; i++) {
         run_gather(job->run, job->digest[i], sizeof(*all), all);
         if (job->run->rank == 0)
-            memcpy(job->digest[i], all[i % job->run->ranks], sizeof(*all));
+            memcpy(job->digest[i], all[owner_of(job, i)], sizeof(*all));
     }
     free(all);
 }
@@ -323,7 +468,28 @@ static void check_room(Job *job)
             needed += job->rewrite->shard[i].bytes;
     if (statvfs(job->folder.staging, &space) == 0 &&
         (uint64_t)space.f_bavail * space.f_frsize < needed)
-        write_failed(job, ENOSPC);
+        write_failed(job, ENOSPC, &job->error);
+}
+
+static void make_workers(Job *job)
+{
+    job->workers = job->run->threads;
+    job->worker = calloc((size_t)job->workers, sizeof(*job->worker));
+    CHECK(job->worker, EXIT_CODE_HARDWARE, "free host memory", "no host memory for threads");
+    rewrite_values_create(job->run, job->rewrite, &job->worker[0].values);
+    for (int i = 1; i < job->workers; i++)
+        rewrite_values_create_beside(&job->worker[0].values, &job->worker[i].values);
+}
+
+static RewriteReport end_workers(Job *job)
+{
+    RewriteReport report = {.bytes_read = job->read};
+    for (int i = job->workers - 1; i >= 0; i--) {
+        report.bytes_written += job->worker[i].written;
+        rewrite_values_destroy(&job->worker[i].values);
+    }
+    free(job->worker);
+    return report;
 }
 
 RewriteReport rewrite_run(const Run *run, Rewrite *rewrite)
@@ -338,28 +504,31 @@ RewriteReport rewrite_run(const Run *run, Rewrite *rewrite)
     if (run->rank == 0)
         check_room(&job);
     agree(&job);
-    rewrite_values_create(run, rewrite, &job.values);
+    make_workers(&job);
     job.digest = calloc((size_t)rewrite->shards + 1, sizeof(*job.digest));
     CHECK(job.digest, EXIT_CODE_HARDWARE, "free host memory", "no host memory for digests");
     job.progress = progress_begin(run, "MiB", (int64_t)(rewrite->bytes >> 20));
     for (int i = 0; i < rewrite->shards; i++) {
         bool done = run->rank == 0 && rewrite_folder_has(&job.folder, &rewrite->shard[i]);
         if (run_maximum(run, done) == 0)
-            do_shard(&job, &rewrite->shard[i]);
+            do_shard(&job, i);
         if (run_stop_requested(run)) {
+            end_finish(&job);
             progress_end(&job.progress);
             CHECK_ALL(false, EXIT_CODE_RESUMABLE, "run the same command with --resume",
                       "stopped after %d of %d files, which are kept in %s", i + 1, rewrite->shards,
                       job.folder.staging);
         }
     }
+    end_finish(&job);
     progress_end(&job.progress);
     make_digests(&job);
     if (run->rank == 0)
         rewrite_folder_finish(rewrite, &job.folder, (const char(*)[65])job.digest, &job.error);
     run_agree(run, &job.error);
-    rewrite_values_destroy(&job.values);
+    RewriteReport report = end_workers(&job);
     free(job.unit);
     free(job.digest);
-    return (RewriteReport){now_s() - start, job.read, job.written};
+    report.seconds = now_s() - start;
+    return report;
 }
