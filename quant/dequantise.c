@@ -88,9 +88,12 @@ static void dequantise_row(const Walk *walk, int64_t matrix, int64_t row)
 {
     const QTensor *q = walk->q;
     int64_t width = qtensor_block_columns(q), start = (matrix * q->rows + row) * q->columns;
-    for (int64_t first = 0; first < q->columns; first += width) {
-        QuantBlock block =
-            qtensor_load_block(q, matrix, row / qtensor_block_rows(q), first / width);
+    int64_t block_row = row / qtensor_block_rows(q);
+    bool plain = q->scale_layout == SCALES_PLAIN;
+    int64_t index = qtensor_scale_index(q, matrix, block_row, 0);
+    for (int64_t first = 0; first < q->columns; first += width, index++) {
+        QuantBlock block = plain ? qtensor_load_block_at(q, index)
+                                 : qtensor_load_block(q, matrix, block_row, first / width);
         float scale = scale_of(q, matrix, block.scale);
         int64_t end = first + width < q->columns ? first + width : q->columns;
         for (int64_t at = first; at < end; at += CHUNK) {

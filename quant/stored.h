@@ -116,9 +116,9 @@ int stored_slice_ranges(const Stored *stored, int64_t matrix, int64_t first, Sto
 // multiple of the block's rows.
 void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
                       Arena *arena, QTensor *rows);
-// Local. What those rows stand for, as bf16.
+// Local. What those rows stand for, as bf16; the arena is as it was.
 void stored_read_values(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
-                        uint16_t *values);
+                        Arena *arena, uint16_t *values);
 // Local. Puts codes and scales of `from` into rows [row, ...) of `to`; scales change their type
 // without loss or the caller knows.
 void qtensor_copy_rows(const QTensor *from, QTensor *to, int64_t row);

@@ -4,7 +4,6 @@
 // used. Reading always gives plain scales and row-major codes; from there every layout is reached.
 #include "quant/stored.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 enum { WORD_BITS = 32, VALUE_ROWS = 64 };
@@ -77,20 +76,32 @@ static uint32_t read_zero(const Stored *stored, int64_t index, int64_t block_row
     return (code - (1u << (bits - 1))) & 0xFFu;
 }
 
+// How many scales of a row lie one after another from this column on.
+static int64_t scales_in_a_run(const QTensor *q, int64_t column, int64_t columns)
+{
+    int64_t left = columns - column, four = 4 - column % 4;
+    if (q->scale_layout == SCALES_PLAIN)
+        return left;
+    return q->scale_layout != SCALES_SWIZZLED ? 1 : left < four ? left : four;
+}
+
 static void read_scales(const Stored *stored, int64_t matrix, int64_t first, QTensor *rows)
 {
     const QTensor *q = &stored->q;
-    const void *scales = stored->part[STORED_SCALES].tensor.data;
+    const char *scales = stored->part[STORED_SCALES].tensor.data;
+    const DType dtype = q->rule.scale_dtype;
     int64_t first_block = whole_tensor(q) ? 0 : first / q->rule.block_rows;
-    for (int64_t row = 0; row < qtensor_grid_rows(rows); row++)
-        for (int64_t column = 0; column < qtensor_grid_columns(rows); column++) {
-            int64_t to = row * qtensor_grid_columns(rows) + column;
+    int64_t grid_rows = qtensor_grid_rows(rows), columns = qtensor_grid_columns(rows);
+    for (int64_t row = 0; row < grid_rows; row++)
+        for (int64_t column = 0, run; column < columns; column += run) {
+            int64_t to = row * columns + column;
             int64_t at = qtensor_scale_index(q, matrix, first_block + row, column);
-            store_bits(rows->scales, q->rule.scale_dtype, to,
-                       load_bits(scales, q->rule.scale_dtype, at));
-            if (rows->zeros)
-                store_bits(rows->zeros, q->rule.zero_dtype, to,
-                           read_zero(stored, at, first_block + row, column));
+            run = scales_in_a_run(q, column, columns);
+            memcpy((char *)rows->scales + dtype_bytes(dtype, (uint64_t)to),
+                   scales + dtype_bytes(dtype, (uint64_t)at), dtype_bytes(dtype, (uint64_t)run));
+            for (int64_t i = 0; rows->zeros && i < run; i++)
+                store_bits(rows->zeros, q->rule.zero_dtype, to + i,
+                           read_zero(stored, at + i, first_block + row, column + i));
         }
     if (!rows->tensor_scales)
         return;
@@ -121,30 +132,26 @@ void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64
 
 // Rows of blocks are read whole, whatever rows are wanted of them.
 void stored_read_values(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
-                        uint16_t *values)
+                        Arena *arena, uint16_t *values)
 {
     const QTensor *q = &stored->q;
     int64_t block = q->rule.block_rows > 1 ? q->rule.block_rows : 1;
     int64_t step = block > VALUE_ROWS ? block : VALUE_ROWS / block * block;
-    int64_t start = first / block * block, end = first + count;
-#pragma omp parallel
-    {
-        Arena *arena = arena_create(MEMORY_HOST, DEVICE_CPU);
-#pragma omp for schedule(static)
-        for (int64_t row = start; row < end; row += step) {
-            int64_t last = row + step < q->rows ? row + step : q->rows;
-            int64_t from = row > first ? row : first, to = last < end ? last : end;
-            ArenaMark mark = arena_mark(arena);
-            uint16_t *piece =
-                ARENA_PUSH(arena, uint16_t, (last - row) * q->columns, MEMORY_SCRATCH);
-            QTensor rows;
-            stored_read_rows(stored, matrix, row, last - row, arena, &rows);
-            dequantise(&rows, DTYPE_BF16, piece);
-            memcpy(values + (from - first) * q->columns, piece + (from - row) * q->columns,
-                   (size_t)((to - from) * q->columns) * sizeof(*piece));
-            arena_release(arena, mark);
-        }
-        arena_destroy(arena);
+    int64_t end = first + count;
+    for (int64_t row = first / block * block; row < end; row += step) {
+        int64_t last = row + step < q->rows ? row + step : q->rows;
+        int64_t from = row > first ? row : first, to = last < end ? last : end;
+        ArenaMark mark = arena_mark(arena);
+        uint16_t *out = values + (from - first) * q->columns, *piece = out;
+        QTensor rows;
+        stored_read_rows(stored, matrix, row, last - row, arena, &rows);
+        if (from != row || to != last)
+            piece = ARENA_PUSH(arena, uint16_t, (last - row) * q->columns, MEMORY_SCRATCH);
+        dequantise(&rows, DTYPE_BF16, piece);
+        if (piece != out)
+            memcpy(out, piece + (from - row) * q->columns,
+                   (size_t)((to - from) * q->columns) * sizeof(*out));
+        arena_release(arena, mark);
     }
 }
 
@@ -187,16 +194,24 @@ void qtensor_copy_rows(const QTensor *from, QTensor *to, int64_t row)
     if (replicated)
         blocks = from->rows / to->rule.block_rows;
     int64_t columns = qtensor_grid_columns(to);
+    const DType dtype = to->rule.scale_dtype;
+    bool same = from->rule.scale_dtype == dtype && !replicated;
     for (int64_t block_row = 0; block_row < blocks; block_row++)
-        for (int64_t column = 0; column < columns; column++) {
+        for (int64_t column = 0, run; column < columns; column += run) {
             int64_t in = replicated ? 0 : block_row * columns + column;
             int64_t out = qtensor_scale_index(to, 0, first + block_row, column);
-            uint32_t bits = load_bits(from->scales, from->rule.scale_dtype, in);
-            bits = change_dtype(bits, from->rule.scale_dtype, to->rule.scale_dtype);
-            store_bits(to->scales, to->rule.scale_dtype, out, bits);
-            if (to->zeros)
-                store_bits(to->zeros, to->rule.zero_dtype, out,
-                           from->zeros ? load_bits(from->zeros, from->rule.zero_dtype, in) : 0);
+            run = same ? scales_in_a_run(to, column, columns) : 1;
+            if (same)
+                memcpy((char *)to->scales + dtype_bytes(dtype, (uint64_t)out),
+                       (const char *)from->scales + dtype_bytes(dtype, (uint64_t)in),
+                       dtype_bytes(dtype, (uint64_t)run));
+            else
+                store_bits(to->scales, dtype, out,
+                           change_dtype(load_bits(from->scales, from->rule.scale_dtype, in),
+                                        from->rule.scale_dtype, dtype));
+            for (int64_t i = 0; to->zeros && i < run; i++)
+                store_bits(to->zeros, to->rule.zero_dtype, out + i,
+                           from->zeros ? load_bits(from->zeros, from->rule.zero_dtype, in + i) : 0);
         }
     if (to->tensor_scales)
         to->tensor_scales[0] = from->tensor_scales ? from->tensor_scales[0] : 1.0f;

@@ -186,7 +186,7 @@ static bool compare_slice(const Weight *weight, RewriteValues *values, int tenso
     const uint16_t *source = rewrite_read_rows(values, again, matrix * q->rows + first, rows);
     add_errors(promised, made, source, rows * q->columns);
     uint16_t *mine = ARENA_PUSH(values->host, uint16_t, rows * q->columns, MEMORY_SCRATCH);
-    stored_read_values(&weight->stored, matrix, first, rows, mine);
+    stored_read_values(&weight->stored, matrix, first, rows, values->host, mine);
     count_worse(promised, mine, made, source, rows * q->columns);
     int count = stored_slice_ranges(&again->stored, matrix, first, &slice, ranges);
     bool same = true;
@@ -248,7 +248,7 @@ static Errors errors_of(const Weight *weight, RewriteValues *values, const Rewri
     for (int64_t matrix = 0; matrix < q->matrices; matrix++)
         for (int64_t row = 0; row < q->rows; row += step) {
             int64_t rows = row + step < q->rows ? step : q->rows - row;
-            stored_read_values(&weight->stored, matrix, row, rows, mine);
+            stored_read_values(&weight->stored, matrix, row, rows, values->host, mine);
             const uint16_t *source =
                 rewrite_read_rows(values, tensor, matrix * q->rows + row, rows);
             add_errors(&errors, mine, source, rows * q->columns);

@@ -161,13 +161,14 @@ static void round_values(const void *data, DType dtype, int64_t count, uint16_t 
     }
 }
 
-static void read_quantised(const Stored *stored, int64_t first, int64_t rows, uint16_t *out)
+static void read_quantised(const Stored *stored, int64_t first, int64_t rows, Arena *arena,
+                           uint16_t *out)
 {
     const QTensor *q = &stored->q;
     for (int64_t end = first + rows; first < end;) {
         int64_t row = first % q->rows, count = q->rows - row;
         count = count < end - first ? count : end - first;
-        stored_read_values(stored, first / q->rows, row, count, out);
+        stored_read_values(stored, first / q->rows, row, count, arena, out);
         out += count * q->columns;
         first += count;
     }
@@ -200,7 +201,7 @@ const void *rewrite_read_rows(RewriteValues *values, const RewriteTensor *tensor
             count = segment->rows - within;
         int64_t elements = count * columns, row = segment->first + within;
         if (weight->quantised)
-            read_quantised(&weight->stored, row, count, out);
+            read_quantised(&weight->stored, row, count, values->host, out);
         else if (weight->tensor.dtype == DTYPE_BF16)
             memcpy(out, (const char *)weight->tensor.data + row * columns * 2,
                    (size_t)elements * 2);
