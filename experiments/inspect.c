@@ -257,6 +257,8 @@ static void begin(Job *job, const char *folder)
         good = open_source(job);
     CHECK_RULE(good == (job->error.exit_code == 0));
     run_agree(job->run, &job->error);
+    if (job->checkpoint.note[0])
+        fprintf(stderr, "meshwork: note: %s\n", job->checkpoint.note);
     if (p->against)
         group_source(job);
     if (p->json)

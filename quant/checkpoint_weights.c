@@ -6,6 +6,7 @@
 
 #include "quant/message.h"
 #include "quant/torchao.h"
+#include "quant/torchao_rules.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -323,6 +324,24 @@ static bool read_layout(Builder *builder)
     return true;
 }
 
+// torchao's tensors say themselves what they are; config.json must not say otherwise.
+static bool check_torchao_config(const Builder *builder)
+{
+    Checkpoint *checkpoint = builder->checkpoint;
+    const Json *config =
+        checkpoint->config ? json_find(checkpoint->config, "quantization_config") : NULL;
+    const char *method =
+        config && json_is_object(config) ? json_text_of(json_find(config, "quant_method")) : NULL;
+    bool torchao = checkpoint->layout == LAYOUT_TORCHAO || checkpoint->layout == LAYOUT_TORCHAO_BIN;
+    if (!torchao || !method)
+        return true; // weights alone can be read, too
+    if (strcmp(method, "torchao") != 0)
+        return bad_file(builder->error, checkpoint->folder,
+                        "its weights are torchao's, its config.json is of another library");
+    return torchao_rules_check(checkpoint, config, checkpoint->note, sizeof(checkpoint->note),
+                               builder->error);
+}
+
 static int compare_weights(const void *a, const void *b)
 {
     return checkpoint_compare_names(((const Weight *)a)->name, ((const Weight *)b)->name);
@@ -347,7 +366,7 @@ bool checkpoint_read_weights(Checkpoint *checkpoint, Error *error)
     if (checkpoint->count > 0)
         qsort(checkpoint->weights, (size_t)checkpoint->count, sizeof(*checkpoint->weights),
               compare_weights);
-    return check_twins(&builder);
+    return check_twins(&builder) && check_torchao_config(&builder);
 }
 
 const Weight *checkpoint_find(const Checkpoint *checkpoint, const char *name)

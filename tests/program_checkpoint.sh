@@ -118,6 +118,17 @@ hostile outside 'plain name'
 cp -r d lying
 sed -i 's/"num_bits": 4/"num_bits": 8/' lying/config.json
 hostile lying 'recipe|weight'
+cp -r a lying_torchao
+sed -i 's/NVFP4DynamicActivationNVFP4WeightConfig/NVFP4WeightOnlyConfig/' lying_torchao/config.json
+hostile lying_torchao 'quantised as nvfp4, but quantization_config says nvfp4_weight_only'
+cp -r a silent
+sed -i 's/experts/others/' silent/config.json
+hostile silent 'quantised as nvfp4, but quantization_config says that it is not'
+# Two expressions for one weight: the libraries take different ones.
+echo '{"re:.*experts.*up_proj.*": "fp8_row", "re:.*experts.*": "int8_weight_only"}' >two.json
+expect_good 0 quantize --model "$model" --out two --rules two.json
+expect_good 0 inspect two
+expect_text err 'note: for 3 weights, such as .*up_proj.*torchao takes another rule'
 cp -r d ignored
 sed -i 's/"lm_head"/"re:.*"/' ignored/config.json
 hostile ignored 'ignores'

@@ -7,7 +7,7 @@
 In every round: cp -r and fsync of the source folder, then each command once, everything before it synced. A copy reads and
 writes each byte once; the commands read as much and write less. So rates are of bytes read and written in a second, and
 "of cp" is the command's rate over the copy's of the same round. Times are those of the whole process, from its start to its
-end, with MPI's start, config, manifest and fsyncs. Needs numpy; torchao's row only with --python.
+end, with MPI's start, config, manifest and fsyncs. Needs numpy and build/tool_peak_memory; torchao's rows only with --python.
 """
 import argparse, json, os, shutil, statistics, subprocess, sys, time
 
@@ -26,7 +26,7 @@ def shapes_of(megabytes):
     vocabulary, shared = (151936 if full else 1024), (SHARED if megabytes >= 500 else INNER)
     attention = 4 * HIDDEN * HIDDEN * 2
     one = 3 * HIDDEN * INNER * 2
-    layers = 24 if full else max(1, round(megabytes / 1150))
+    layers = 24 if full else max(1, round(megabytes / 1150))  # a real layer has 1140 MB
     left = megabytes * 1e6 - 2 * vocabulary * HIDDEN * 2 - layers * (attention + 3 * HIDDEN * shared * 2)
     experts = 60 if full else max(1, round(left / layers / one))
     shapes = {"model.embed_tokens.weight": (vocabulary, HIDDEN), "lm_head.weight": (vocabulary, HIDDEN), "model.norm.weight": (HIDDEN,)}
@@ -127,16 +127,17 @@ def forget(folder):
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def timed(words):
-    """Seconds, and the largest resident set of any process of it."""
+def timed(a, words):
+    """Seconds, and the largest resident set of any process of it (a child's begins with its parent's, so a small one starts it)."""
+    tool, peak = f"{os.path.dirname(a.program)}/tool_peak_memory", f"{a.folder}/peak"
     os.sync()
     start = time.perf_counter()
-    job = subprocess.Popen([str(w) for w in words], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    out = job.stdout.read()
-    _, status, usage = os.wait4(job.pid, 0)
-    if status != 0:
-        sys.exit(f"{' '.join(map(str, words))}: ended with {status}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024, out
+    job = subprocess.run([tool, peak] + [str(w) for w in words], env=ENVIRONMENT, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if job.returncode != 0:
+        sys.exit(f"{' '.join(map(str, words))}: {job.stderr[-600:]}")
+    with open(peak) as f:
+        return seconds, int(f.read()), job.stdout
 
 
 def copy(source, target):
@@ -174,7 +175,7 @@ def measure(a, megabytes, rounds, jobs, cold=False):
             source = f"{a.folder}/{source}"
             if cold:
                 forget(source)
-            seconds, peak, text = timed([w.replace("SOURCE", source).replace("OUT", out) for w in words])
+            seconds, peak, text = timed(a, [w.replace("SOURCE", source).replace("OUT", out) for w in words])
             moved = folder_bytes(source) + folder_bytes(out)
             row.seconds.append(seconds)
             row.rates.append(moved / seconds)
@@ -205,8 +206,8 @@ def prepare(a, megabytes):
     for name in ("source", "quantised", "packed", "out"):
         shutil.rmtree(f"{a.folder}/{name}", ignore_errors=True)
     make(f"{a.folder}/source", megabytes)
-    timed([w.replace("SOURCE", f"{a.folder}/source").replace("OUT", f"{a.folder}/quantised") for w in command(a, "quantize", "--recipe", "nvfp4")])
-    timed([w.replace("SOURCE", f"{a.folder}/source").replace("OUT", f"{a.folder}/packed") for w in command(a, "quantize", "--recipe", "fp8_row")])
+    timed(a, [w.replace("SOURCE", f"{a.folder}/source").replace("OUT", f"{a.folder}/quantised") for w in command(a, "quantize", "--recipe", "nvfp4")])
+    timed(a, [w.replace("SOURCE", f"{a.folder}/source").replace("OUT", f"{a.folder}/packed") for w in command(a, "quantize", "--recipe", "fp8_row")])
 
 
 def main():
