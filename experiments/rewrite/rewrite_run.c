@@ -9,6 +9,7 @@
 // disk, while the next shard is made.
 #include "experiments/rewrite/rewrite.h"
 
+#include "experiments/rewrite/rewrite_chase.h"
 #include "experiments/rewrite/rewrite_torch.h"
 #include "experiments/rewrite/rewrite_values.h"
 #include "harness/progress.h"
@@ -34,6 +35,8 @@ typedef struct Unit {
     int tensor;
     int64_t matrix, first, rows;
     uint64_t bytes; // of the source
+    uint64_t ahead; // bytes of the file that neither this unit nor a later one writes into
+    bool done;
 } Unit;
 
 // A thread of the rank.
@@ -49,6 +52,7 @@ typedef struct Finish {
     bool running;
     struct Job *job;
     int shard, descriptor;
+    RewriteChase *chase; // NULL: the digest is made now, or by another rank
     Error error;
 } Finish;
 
@@ -60,6 +64,7 @@ typedef struct Job {
     Worker *worker;
     bool failed; // a worker has an error
     int descriptor;
+    RewriteChase *chase; // of the file at hand
     Unit *unit;
     int64_t units, capacity;
     uint64_t read, total;
@@ -109,8 +114,26 @@ static void add_units(Job *job, int index)
     for (int64_t matrix = 0; matrix < matrices; matrix++)
         for (int64_t first = 0; first < rows; first += each) {
             int64_t count = first + each < rows ? each : rows - first;
-            add_unit(job, (Unit){index, matrix, first, count, (uint64_t)count * row_bytes});
+            add_unit(job, (Unit){.tensor = index,
+                                 .matrix = matrix,
+                                 .first = first,
+                                 .rows = count,
+                                 .bytes = (uint64_t)count * row_bytes});
         }
+}
+
+// The first byte that a unit may write.
+static uint64_t first_byte(const Job *job, const Unit *unit)
+{
+    const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
+    uint64_t place = tensor->place[STORED_CODES];
+    if (!rewrite_is_quantised(tensor))
+        return place +
+               dtype_bytes(tensor->tensor.dtype, (uint64_t)(unit->first * rewrite_columns(tensor)));
+    for (int role = 0; role < STORED_ROLES; role++)
+        if (tensor->stored.part[role].present && tensor->place[role] < place)
+            place = tensor->place[role];
+    return place;
 }
 
 static void make_units(Job *job, const RewriteShard *shard)
@@ -118,6 +141,11 @@ static void make_units(Job *job, const RewriteShard *shard)
     job->units = 0;
     for (int i = shard->first; i < shard->first + shard->count; i++)
         add_units(job, i);
+    uint64_t ahead = shard->bytes;
+    for (int64_t i = job->units - 1; i >= 0; i--) {
+        uint64_t first = first_byte(job, &job->unit[i]);
+        job->unit[i].ahead = ahead = first < ahead ? first : ahead;
+    }
 }
 
 // The units of this rank: those whose middle lies in its share of the bytes.
@@ -280,6 +308,10 @@ static void agree(Job *job)
         close(job->descriptor);
     if (job->finish.running)
         pthread_join(job->finish.thread, NULL);
+    char ignored[DIGEST_TEXT_BYTES];
+    Error also = {0};
+    if (job->chase)
+        rewrite_chase_end(job->chase, ignored, &also);
     run_barrier(job->run);
     if (job->run->rank == 0)
         rewrite_folder_remove(&job->folder);
@@ -298,6 +330,7 @@ static void read_ahead(const Job *job, Worker *worker, int64_t index)
 // Units [first, last), and those that are wanted from the disk meanwhile.
 typedef struct Share {
     int64_t next, asked, last;
+    int64_t done;         // all before it are
     uint64_t bytes_ahead; // of units asked for and not yet taken
 } Share;
 
@@ -320,6 +353,20 @@ static int64_t take_unit(const Job *job, Worker *worker, Share *share)
     return mine;
 }
 
+static void mark_done(Job *job, Share *share, int64_t index)
+{
+    uint64_t there = 0;
+#pragma omp critical(rewrite_mark_done)
+    {
+        job->unit[index].done = true;
+        while (share->done < share->last && job->unit[share->done].done)
+            share->done++;
+        there = share->done < share->last ? job->unit[share->done].ahead : UINT64_MAX;
+    }
+    if (job->chase && there != UINT64_MAX)
+        rewrite_chase_advance(job->chase, there);
+}
+
 static bool has_failed(const Job *job)
 {
     bool failed;
@@ -335,6 +382,8 @@ static void work(Job *job, Worker *worker, Share *share, bool shows)
         if (!do_unit(job, worker, &job->unit[i])) {
 #pragma omp atomic write
             job->failed = true;
+        } else {
+            mark_done(job, share, i);
         }
         if (shows)
             progress_update(&job->progress,
@@ -349,7 +398,7 @@ static void do_units(Job *job, const RewriteShard *shard)
     Share share = {0};
     make_units(job, shard);
     my_units(job, &share.next, &share.last);
-    share.asked = share.next;
+    share.asked = share.done = share.next;
     for (int i = 0; i < job->workers; i++)
         job->worker[i].read = 0;
 #pragma omp parallel num_threads(job->workers)
@@ -381,8 +430,11 @@ static void *finish_shard(void *context)
     if (owner_of(job, finish->shard) == job->run->rank) {
         if (rewrite->request->layout == LAYOUT_TORCHAO_BIN)
             good = rewrite_torch_finish(shard, path, &finish->error);
-        if (good && rewrite->request->hash)
-            good = digest_file(path, job->digest[finish->shard], &finish->error);
+        char *digest = job->digest[finish->shard];
+        if (finish->chase)
+            good = rewrite_chase_end(finish->chase, digest, &finish->error);
+        else if (good && rewrite->request->hash)
+            good = digest_file(path, digest, &finish->error);
     }
     if (good && fdatasync(finish->descriptor) != 0)
         write_failed(job, errno, &finish->error);
@@ -392,8 +444,12 @@ static void *finish_shard(void *context)
 
 static void begin_finish(Job *job, int shard)
 {
-    job->finish = (Finish){.job = job, .shard = shard, .descriptor = job->descriptor};
+    job->finish =
+        (Finish){.job = job, .shard = shard, .descriptor = job->descriptor, .chase = job->chase};
     job->descriptor = -1;
+    if (job->chase)
+        rewrite_chase_advance(job->chase, job->rewrite->shard[shard].bytes);
+    job->chase = NULL;
     CHECK(pthread_create(&job->finish.thread, NULL, finish_shard, &job->finish) == 0,
           EXIT_CODE_HARDWARE, "raise the limit of processes (ulimit -u)",
           "a thread cannot be started");
@@ -427,6 +483,10 @@ static void do_shard(Job *job, int index)
     if (job->run->rank != 0)
         open_shard(job, shard, false);
     agree(job);
+    // Alone one knows which bytes are there; an archive's check sums come last.
+    bool torch = job->rewrite->request->layout == LAYOUT_TORCHAO_BIN;
+    if (job->rewrite->request->hash && job->run->ranks == 1 && !torch)
+        job->chase = rewrite_chase_begin(job->descriptor);
     do_units(job, shard);
     agree(job);
     end_finish(job);
