@@ -176,6 +176,32 @@ static bool add_torch_file(Builder *builder, int index)
 
 // ---- compressed-tensors ----
 
+// actorder: which group each column belongs to.
+static bool read_groups(Builder *builder, const char *parameter, RawTensor *raw, Stored *stored)
+{
+    const char *path = builder->checkpoint->folder;
+    const QTensor *q = &stored->q;
+    bool grouped = q->rule.block_rows == 1 && q->rule.block_columns > 0 &&
+                   q->scale_layout == SCALES_PLAIN && q->rule.method != QUANT_MX &&
+                   q->rule.method != QUANT_NVFP4_CT;
+    if (!grouped || raw->tensor.dtype != DTYPE_I32 || raw->tensor.rank != 1 ||
+        raw->tensor.shape[0] != q->columns)
+        return bad_tensor(builder->error, path, parameter,
+                          "its weight_g_idx is no group for each of %lld columns",
+                          (long long)q->columns);
+    for (int64_t i = 0; i < q->columns; i++) {
+        int32_t group;
+        memcpy(&group, (const char *)raw->tensor.data + i * (int64_t)sizeof(group), sizeof(group));
+        if (group < 0 || group >= qtensor_grid_columns(q))
+            return bad_tensor(builder->error, path, parameter,
+                              "its weight_g_idx has group %d of %lld at column %lld", group,
+                              (long long)qtensor_grid_columns(q), (long long)i);
+    }
+    raw->used = true;
+    stored->group_of_column = raw->tensor.data;
+    return true;
+}
+
 static bool add_compressed_module(Builder *builder, RawTensor *scale, size_t module_bytes)
 {
     char name[NAME_BYTES], parameter[NAME_BYTES], module[NAME_BYTES];
@@ -207,11 +233,11 @@ static bool add_compressed_module(Builder *builder, RawTensor *scale, size_t mod
             file = raw->file;
     }
     snprintf(name, sizeof(name), "%.*sweight_g_idx", (int)module_bytes, scale->name);
-    if (find_raw(builder, name))
-        return bad_tensor(builder->error, path, parameter,
-                          "it has weight_g_idx (actorder), which is not read");
+    RawTensor *groups = find_raw(builder, name);
     Stored stored;
     if (!compressed_read(path, parameter, group, &parts, &stored, builder->error))
+        return false;
+    if (groups && !read_groups(builder, parameter, groups, &stored))
         return false;
     Weight *weight = add_weight(builder, parameter);
     weight->stored = stored;

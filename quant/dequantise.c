@@ -54,7 +54,11 @@ static void look_up(const Walk *walk, int64_t matrix, int64_t row, int64_t first
             out[i] = walk->number[codes[i]];
         return;
     }
-    for (int64_t i = 0; i + 1 < count; i += 2) { // blocks begin at even columns
+    if (first % 2) { // the high half of a byte
+        *out++ = walk->number[*codes++ >> 4];
+        count--;
+    }
+    for (int64_t i = 0; i + 1 < count; i += 2) {
         out[i] = walk->number[codes[i / 2] & 15u];
         out[i + 1] = walk->number[codes[i / 2] >> 4];
     }

@@ -72,6 +72,9 @@ typedef struct Stored {
     bool words;        // codes, and zero points, are packed in int32 words
     bool inverse;      // the second scale is stored as its reciprocal
     float input_scale; // what STORED_INPUT_SCALE holds
+    // compressed-tensors' actorder: the group of each column, I32 [columns] in the file, each of
+    // them valid; NULL: groups are runs of columns. Such a tensor is read, not written.
+    const void *group_of_column;
     StoredPart part[STORED_ROLES];
 } Stored;
 
@@ -113,7 +116,7 @@ int stored_slice_ranges(const Stored *stored, int64_t matrix, int64_t first, Sto
 
 // Local. Reads rows [first, first + count) of a matrix of stored parts into `rows`: planned here
 // for that shape with plain scales and row-major codes, its memory from the arena. first must be a
-// multiple of the block's rows.
+// multiple of the block's rows. With actorder every column is a group of its own there.
 void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
                       Arena *arena, QTensor *rows);
 // Local. What those rows stand for, as bf16; the arena is as it was.

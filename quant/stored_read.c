@@ -85,6 +85,24 @@ static int64_t scales_in_a_run(const QTensor *q, int64_t column, int64_t columns
     return q->scale_layout != SCALES_SWIZZLED ? 1 : left < four ? left : four;
 }
 
+// Every column gets the scale and zero point of its group.
+static void spread_scales(const Stored *stored, int64_t matrix, int64_t first, QTensor *rows)
+{
+    const QTensor *q = &stored->q;
+    const void *scales = stored->part[STORED_SCALES].tensor.data;
+    for (int64_t row = 0; row < rows->rows; row++)
+        for (int64_t column = 0; column < q->columns; column++) {
+            int64_t group = load_bits(stored->group_of_column, DTYPE_I32, column);
+            int64_t at = qtensor_scale_index(q, matrix, first + row, group);
+            int64_t to = row * q->columns + column;
+            store_bits(rows->scales, q->rule.scale_dtype, to,
+                       load_bits(scales, q->rule.scale_dtype, at));
+            if (rows->zeros)
+                store_bits(rows->zeros, q->rule.zero_dtype, to,
+                           read_zero(stored, at, first + row, group));
+        }
+}
+
 static void read_scales(const Stored *stored, int64_t matrix, int64_t first, QTensor *rows)
 {
     const QTensor *q = &stored->q;
@@ -123,9 +141,14 @@ void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64
     rows->scale_layout = SCALES_PLAIN;
     if (rows->code_layout == CODES_TILED)
         rows->code_layout = CODES_BYTES;
+    if (stored->group_of_column)
+        rows->rule.block_columns = 1;
     qtensor_push(rows, arena, MEMORY_SCRATCH);
     read_codes(stored, matrix, first, rows);
-    read_scales(stored, matrix, first, rows);
+    if (stored->group_of_column)
+        spread_scales(stored, matrix, first, rows);
+    else
+        read_scales(stored, matrix, first, rows);
 }
 
 // ---- values ----
@@ -160,6 +183,11 @@ void stored_read_values(const Stored *stored, int64_t matrix, int64_t first, int
 // Bits of a scale in another type of the same value; e8m0 and plain bytes are the same.
 static uint32_t change_dtype(uint32_t bits, DType from, DType to)
 {
+    if (from == DTYPE_F16 && to != DTYPE_F16) {
+        float value = f32_from_f16((uint16_t)bits);
+        memcpy(&bits, &value, sizeof(bits));
+        from = DTYPE_F32;
+    }
     if (from == DTYPE_F32 && to == DTYPE_BF16)
         return bits >> 16;
     return from == DTYPE_BF16 && to == DTYPE_F32 ? bits << 16 : bits;
