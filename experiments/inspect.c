@@ -1,7 +1,7 @@
 // inspect.c -- `meshwork inspect`: what is in a checkpoint, weight by weight, and whether it is
 // what its recipe makes of the model it came from.
-#include "experiments/model/rewrite_values.h"
 #include "experiments/model/weight_report.h"
+#include "experiments/rewrite/rewrite_values.h"
 #include "harness/command.h"
 #include "quant/message.h"
 #include "results/table.h"
@@ -257,6 +257,8 @@ static void begin(Job *job, const char *folder)
         good = open_source(job);
     CHECK_RULE(good == (job->error.exit_code == 0));
     run_agree(job->run, &job->error);
+    if (job->checkpoint.note[0])
+        fprintf(stderr, "meshwork: note: %s\n", job->checkpoint.note);
     if (p->against)
         group_source(job);
     if (p->json)

@@ -204,6 +204,27 @@ NORETURN static void refuse_singletons(const RunLaunch *launch)
     _exit(EXIT_CODE_USAGE);
 }
 
+// A process that nothing launched has nobody to talk to. Open MPI would start a daemon for it all
+// the same and wait 0.2 s for networks to answer; what a user has set stands.
+static const char *const alone_keys[] = {"OMPI_MCA_ess_singleton_isolated", "OMPI_MCA_pml"};
+static const char *const alone_values[] = {"1", "ob1"};
+
+static unsigned hide_networks(void)
+{
+    unsigned set = 0;
+    for (unsigned i = 0; i < COUNT_OF(alone_keys); i++)
+        if (!getenv(alone_keys[i]) && setenv(alone_keys[i], alone_values[i], 0) == 0)
+            set |= 1u << i;
+    return set;
+}
+
+static void show_networks(unsigned set)
+{
+    for (unsigned i = 0; i < COUNT_OF(alone_keys); i++)
+        if (set >> i & 1u)
+            unsetenv(alone_keys[i]);
+}
+
 // In a step of srun without a PMI server Open MPI does not become a job of one rank but ends the
 // process with a page of its own. So several tasks are refused before; and for one task the step's
 // id is hidden while MPI starts.
@@ -222,8 +243,11 @@ static void init_mpi(const RunLaunch *launch)
         snprintf(kept, sizeof(kept), "%s", step);
         unsetenv("SLURM_STEP_ID");
     }
+    bool alone = !served && !step && !launch->launcher;
+    unsigned networks = alone ? hide_networks() : 0;
     int provided = 0;
     CHECK_MPI(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided));
+    show_networks(networks);
     CHECK_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
     CHECK_MPI(MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN));
     if (hide)

@@ -34,10 +34,12 @@ typedef struct CastVariant {
     X(int4_multiply, QUANT_SYMMETRIC, CODE_INT4, CODES_PAIRS, QUOTIENT_RECIPROCAL, false)          \
     X(int4_divide, QUANT_SYMMETRIC, CODE_INT4, CODES_PAIRS, QUOTIENT_DIVIDE, false)                \
     X(int4_input, QUANT_SYMMETRIC, CODE_INT4, CODES_BYTES, QUOTIENT_DIVIDE_INPUT, false)           \
+    X(int4_packed, QUANT_SYMMETRIC, CODE_INT4, CODES_PAIRS, QUOTIENT_DIVIDE_INPUT, false)          \
     X(int4_inputs, QUANT_SYMMETRIC, CODE_INT4, CODES_BYTES, QUOTIENT_RECIPROCAL_INPUT, false)      \
     X(range, QUANT_RANGE, CODE_INT4, CODES_PAIRS, QUOTIENT_DIVIDE, true)                           \
     X(tile, QUANT_TILE, CODE_INT4, CODES_TILED, QUOTIENT_DIVIDE, true)                             \
-    X(zero_point_ct, QUANT_ZERO_POINT_CT, CODE_INT4, CODES_BYTES, QUOTIENT_DIVIDE, true)
+    X(zero_point_ct, QUANT_ZERO_POINT_CT, CODE_INT4, CODES_BYTES, QUOTIENT_DIVIDE, true)           \
+    X(zero_point_packed, QUANT_ZERO_POINT_CT, CODE_INT4, CODES_PAIRS, QUOTIENT_DIVIDE, true)
 #define CAST_VARIANTS(X)                                                                           \
     CAST_VARIANTS_FP8(X) CAST_VARIANTS_FP4(X) CAST_VARIANTS_INT8(X) CAST_VARIANTS_INT4(X)
 

@@ -47,6 +47,7 @@ typedef struct Checkpoint {
     int64_t count;
     Weight *weights; // sorted by checkpoint_compare_names
     uint64_t bytes;  // of all tensors
+    char note[256];  // for the user; "" if there is nothing to say
 } Checkpoint;
 
 // Local. Errors: 66 no folder or no model in it, 65 with file and rule, 74.

@@ -6,6 +6,7 @@
 
 #include "quant/message.h"
 #include "quant/torchao.h"
+#include "quant/torchao_rules.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -175,6 +176,32 @@ static bool add_torch_file(Builder *builder, int index)
 
 // ---- compressed-tensors ----
 
+// actorder: which group each column belongs to.
+static bool read_groups(Builder *builder, const char *parameter, RawTensor *raw, Stored *stored)
+{
+    const char *path = builder->checkpoint->folder;
+    const QTensor *q = &stored->q;
+    bool grouped = q->rule.block_rows == 1 && q->rule.block_columns > 0 &&
+                   q->scale_layout == SCALES_PLAIN && q->rule.method != QUANT_MX &&
+                   q->rule.method != QUANT_NVFP4_CT;
+    if (!grouped || raw->tensor.dtype != DTYPE_I32 || raw->tensor.rank != 1 ||
+        raw->tensor.shape[0] != q->columns)
+        return bad_tensor(builder->error, path, parameter,
+                          "its weight_g_idx is no group for each of %lld columns",
+                          (long long)q->columns);
+    for (int64_t i = 0; i < q->columns; i++) {
+        int32_t group;
+        memcpy(&group, (const char *)raw->tensor.data + i * (int64_t)sizeof(group), sizeof(group));
+        if (group < 0 || group >= qtensor_grid_columns(q))
+            return bad_tensor(builder->error, path, parameter,
+                              "its weight_g_idx has group %d of %lld at column %lld", group,
+                              (long long)qtensor_grid_columns(q), (long long)i);
+    }
+    raw->used = true;
+    stored->group_of_column = raw->tensor.data;
+    return true;
+}
+
 static bool add_compressed_module(Builder *builder, RawTensor *scale, size_t module_bytes)
 {
     char name[NAME_BYTES], parameter[NAME_BYTES], module[NAME_BYTES];
@@ -206,11 +233,11 @@ static bool add_compressed_module(Builder *builder, RawTensor *scale, size_t mod
             file = raw->file;
     }
     snprintf(name, sizeof(name), "%.*sweight_g_idx", (int)module_bytes, scale->name);
-    if (find_raw(builder, name))
-        return bad_tensor(builder->error, path, parameter,
-                          "it has weight_g_idx (actorder), which is not read");
+    RawTensor *groups = find_raw(builder, name);
     Stored stored;
     if (!compressed_read(path, parameter, group, &parts, &stored, builder->error))
+        return false;
+    if (groups && !read_groups(builder, parameter, groups, &stored))
         return false;
     Weight *weight = add_weight(builder, parameter);
     weight->stored = stored;
@@ -323,6 +350,24 @@ static bool read_layout(Builder *builder)
     return true;
 }
 
+// torchao's tensors say themselves what they are; config.json must not say otherwise.
+static bool check_torchao_config(const Builder *builder)
+{
+    Checkpoint *checkpoint = builder->checkpoint;
+    const Json *config =
+        checkpoint->config ? json_find(checkpoint->config, "quantization_config") : NULL;
+    const char *method =
+        config && json_is_object(config) ? json_text_of(json_find(config, "quant_method")) : NULL;
+    bool torchao = checkpoint->layout == LAYOUT_TORCHAO || checkpoint->layout == LAYOUT_TORCHAO_BIN;
+    if (!torchao || !method)
+        return true; // weights alone can be read, too
+    if (strcmp(method, "torchao") != 0)
+        return bad_file(builder->error, checkpoint->folder,
+                        "its weights are torchao's, its config.json is of another library");
+    return torchao_rules_check(checkpoint, config, checkpoint->note, sizeof(checkpoint->note),
+                               builder->error);
+}
+
 static int compare_weights(const void *a, const void *b)
 {
     return checkpoint_compare_names(((const Weight *)a)->name, ((const Weight *)b)->name);
@@ -347,7 +392,7 @@ bool checkpoint_read_weights(Checkpoint *checkpoint, Error *error)
     if (checkpoint->count > 0)
         qsort(checkpoint->weights, (size_t)checkpoint->count, sizeof(*checkpoint->weights),
               compare_weights);
-    return check_twins(&builder);
+    return check_twins(&builder) && check_torchao_config(&builder);
 }
 
 const Weight *checkpoint_find(const Checkpoint *checkpoint, const char *name)

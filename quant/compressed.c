@@ -440,7 +440,8 @@ bool compressed_read(const char *path, const char *parameter, const CompressedGr
     const Tensor *scale = parts->part[STORED_SCALES];
     bool free_dtype =
         recipe.weights.method == QUANT_SYMMETRIC || recipe.weights.method == QUANT_ZERO_POINT_CT;
-    if (scale && free_dtype && (scale->dtype == DTYPE_F32 || scale->dtype == DTYPE_BF16))
+    if (scale && free_dtype &&
+        (scale->dtype == DTYPE_F32 || scale->dtype == DTYPE_BF16 || scale->dtype == DTYPE_F16))
         plan.scale_dtype = scale->dtype;
     Error cause = {0};
     if (!stored_plan(&plan, stored, &cause))

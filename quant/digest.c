@@ -68,7 +68,30 @@ bool digest_file(const char *path, char text[DIGEST_TEXT_BYTES], Error *error)
                                  path, strerror(code));
 }
 
-uint32_t digest_crc32(const void *data, uint64_t bytes)
+uint32_t digest_crc32(uint32_t before, const void *data, uint64_t bytes)
 {
-    return (uint32_t)crc32_z(0, data, bytes);
+    return (uint32_t)crc32_z(before, data, bytes);
+}
+
+bool digest_crc32_file(int descriptor, uint64_t place, uint64_t bytes, uint32_t *sum, Error *error)
+{
+    char *buffer = malloc(STEP_BYTES);
+    CHECK(buffer, EXIT_CODE_HARDWARE, "free host memory", "no host memory for a check sum");
+    *sum = 0;
+    ssize_t got = 1;
+    while (bytes > 0 && got > 0) {
+        got = pread(descriptor, buffer, bytes < STEP_BYTES ? bytes : STEP_BYTES, (off_t)place);
+        if (got < 0 && errno == EINTR) {
+            got = 1;
+            continue;
+        }
+        if (got > 0)
+            *sum = digest_crc32(*sum, buffer, (uint64_t)got);
+        bytes -= got > 0 ? (uint64_t)got : 0;
+        place += got > 0 ? (uint64_t)got : 0;
+    }
+    free(buffer);
+    return bytes == 0 ||
+           error_set(error, EXIT_CODE_IO, "check the disk", "cannot read byte %llu: %s",
+                     (unsigned long long)place, got < 0 ? strerror(errno) : "the file ends");
 }

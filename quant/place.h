@@ -71,7 +71,17 @@ FORMAT_INLINE uint32_t quant_load_bits(const void *data, DType dtype, int64_t in
 {
     if (dtype == DTYPE_F32)
         return ((const uint32_t *)data)[index];
-    return dtype == DTYPE_BF16 ? ((const uint16_t *)data)[index] : ((const uint8_t *)data)[index];
+    bool two_bytes = dtype == DTYPE_BF16 || dtype == DTYPE_F16;
+    return two_bytes ? ((const uint16_t *)data)[index] : ((const uint8_t *)data)[index];
+}
+
+// f32_from_f16: the exponent moves by 112, which a product does for subnormals, too.
+FORMAT_INLINE float quant_of_f16(uint32_t bits)
+{
+    uint32_t magnitude = (bits & 0x7FFFu) << 13;
+    uint32_t finite = format_f32_bits(format_f32_value(magnitude) * 0x1p112f);
+    return format_f32_value(((bits & 0x7C00u) == 0x7C00u ? magnitude | 0x7F800000u : finite) |
+                            (bits & 0x8000u) << 16);
 }
 
 FORMAT_INLINE float quant_value_of_bits(DType dtype, uint32_t bits)
@@ -80,6 +90,8 @@ FORMAT_INLINE float quant_value_of_bits(DType dtype, uint32_t bits)
         return format_f32_value(bits);
     if (dtype == DTYPE_BF16)
         return format_f32_value(bits << 16);
+    if (dtype == DTYPE_F16) // compressed-tensors' files of f16 models
+        return quant_of_f16(bits);
     if (dtype == DTYPE_I8)
         return quant_of_int8(bits);
     return dtype == DTYPE_F8_E4M3 ? quant_of_e4m3(bits) : quant_mx_power(bits);
@@ -89,7 +101,7 @@ FORMAT_INLINE void quant_store_bits(void *data, DType dtype, int64_t index, uint
 {
     if (dtype == DTYPE_F32)
         ((uint32_t *)data)[index] = bits;
-    else if (dtype == DTYPE_BF16)
+    else if (dtype == DTYPE_BF16 || dtype == DTYPE_F16)
         ((uint16_t *)data)[index] = (uint16_t)bits;
     else
         ((uint8_t *)data)[index] = (uint8_t)bits;

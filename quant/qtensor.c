@@ -266,7 +266,11 @@ void qtensor_store_code(QTensor *q, int64_t matrix, int64_t row, int64_t column,
 QuantBlock qtensor_load_block(const QTensor *q, int64_t matrix, int64_t block_row,
                               int64_t block_column)
 {
-    int64_t index = qtensor_scale_index(q, matrix, block_row, block_column);
+    return qtensor_load_block_at(q, qtensor_scale_index(q, matrix, block_row, block_column));
+}
+
+QuantBlock qtensor_load_block_at(const QTensor *q, int64_t index)
+{
     QuantBlock block = {.scale_bits = quant_load_bits(q->scales, q->rule.scale_dtype, index)};
     if (q->rule.has_zeros) {
         block.zero_bits = q->zeros ? quant_load_bits(q->zeros, q->rule.zero_dtype, index)

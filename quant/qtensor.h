@@ -78,6 +78,7 @@ uint32_t qtensor_load_code(const QTensor *q, int64_t matrix, int64_t row, int64_
 void qtensor_store_code(QTensor *q, int64_t matrix, int64_t row, int64_t column, uint32_t code);
 QuantBlock qtensor_load_block(const QTensor *q, int64_t matrix, int64_t block_row,
                               int64_t block_column); // scale and zero as arithmetic wants them
+QuantBlock qtensor_load_block_at(const QTensor *q, int64_t scale_index);
 void qtensor_store_block(QTensor *q, int64_t matrix, int64_t block_row, int64_t block_column,
                          const QuantBlock *block);
 // Local, host tensors. Bytes of scales that no block fills are made 0.

@@ -271,19 +271,3 @@ float dequantise_element(const QTensor *q, int64_t matrix, int64_t row, int64_t 
     return quant_method(q->rule.method)
         ->decode(&context, &block, qtensor_load_code(q, matrix, row, column));
 }
-
-void dequantise(const QTensor *q, DType dtype, void *values)
-{
-    CHECK_RULE(dtype == DTYPE_F32 || dtype == DTYPE_BF16);
-    int64_t rows = q->matrices * q->rows;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t column = 0; column < q->columns; column++) {
-            float value = dequantise_element(q, i / q->rows, i % q->rows, column);
-            int64_t index = i * q->columns + column;
-            if (dtype == DTYPE_F32)
-                ((float *)values)[index] = value;
-            else
-                ((uint16_t *)values)[index] = bf16_bits_from_f32(value);
-        }
-}

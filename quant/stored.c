@@ -249,14 +249,6 @@ int64_t stored_row_step(const Stored *stored)
     return step;
 }
 
-static void *must_allocate(uint64_t bytes)
-{
-    void *memory = malloc(bytes > 0 ? bytes : 1);
-    CHECK(memory, EXIT_CODE_HARDWARE, "free host memory", "no host memory for %llu bytes",
-          (unsigned long long)bytes);
-    return memory;
-}
-
 static void plan_rows(const Stored *stored, int64_t rows, QTensor *q)
 {
     *q = stored->q;
@@ -266,25 +258,20 @@ static void plan_rows(const Stored *stored, int64_t rows, QTensor *q)
     q->shape[1] = q->columns;
 }
 
-void stored_slice_create(const Stored *stored, int64_t rows, StoredSlice *slice)
+void stored_slice_push(const Stored *stored, int64_t rows, Arena *arena, StoredSlice *slice)
 {
     *slice = (StoredSlice){.shape = {stored->q.rows, stored->q.columns}};
     plan_rows(stored, rows, &slice->q);
-    qtensor_allocate(&slice->q);
+    qtensor_push(&slice->q, arena, MEMORY_SCRATCH);
     const QTensor *q = &slice->q;
     if (!stored->words)
         return;
-    slice->packed = must_allocate((uint64_t)(rows * word_columns(q)) * 4);
+    slice->packed = arena_push(arena, (uint64_t)(rows * word_columns(q)) * 4, MEMORY_SCRATCH);
     if (q->rule.has_zeros)
-        slice->packed_zeros = must_allocate(
-            (uint64_t)(divide_up(rows * code_bits(q), WORD_BITS) * qtensor_grid_columns(q)) * 4);
-}
-
-void stored_slice_destroy(StoredSlice *slice)
-{
-    qtensor_free(&slice->q);
-    free(slice->packed);
-    free(slice->packed_zeros);
+        slice->packed_zeros = arena_push(
+            arena,
+            (uint64_t)(divide_up(rows * code_bits(q), WORD_BITS) * qtensor_grid_columns(q)) * 4,
+            MEMORY_SCRATCH);
 }
 
 // Little-endian words: the bytes are the codes two to a byte or one to a byte, sign bit turned.

@@ -72,6 +72,9 @@ typedef struct Stored {
     bool words;        // codes, and zero points, are packed in int32 words
     bool inverse;      // the second scale is stored as its reciprocal
     float input_scale; // what STORED_INPUT_SCALE holds
+    // compressed-tensors' actorder: the group of each column, I32 [columns] in the file, each of
+    // them valid; NULL: groups are runs of columns. Such a tensor is read, not written.
+    const void *group_of_column;
     StoredPart part[STORED_ROLES];
 } Stored;
 
@@ -91,15 +94,15 @@ void stored_part_name(const Stored *stored, StoredRole role, const char *paramet
 // Local. Slices of one matrix may be cut at multiples of this many rows; 0: only as a whole.
 int64_t stored_row_step(const Stored *stored);
 
-// A slice of rows in memory, on its way to the parts.
+// A slice of rows in memory of an arena, on its way to the parts.
 typedef struct StoredSlice {
     QTensor q; // rank 2, the layouts of the parts
     void *packed, *packed_zeros;
     float tensor_scale;
     int64_t shape[2];
 } StoredSlice;
-void stored_slice_create(const Stored *stored, int64_t rows, StoredSlice *slice); // Local
-void stored_slice_destroy(StoredSlice *slice);                                    // Local
+// Local. Not filled; gone when the arena is released.
+void stored_slice_push(const Stored *stored, int64_t rows, Arena *arena, StoredSlice *slice);
 
 typedef struct StoredRange {
     StoredRole role;
@@ -112,13 +115,13 @@ int stored_slice_ranges(const Stored *stored, int64_t matrix, int64_t first, Sto
                         StoredRange ranges[STORED_ROLES]);
 
 // Local. Reads rows [first, first + count) of a matrix of stored parts into `rows`: planned here
-// for that shape with plain scales and row-major codes, its memory from the heap (qtensor_free).
-// first must be a multiple of the block's rows.
+// for that shape with plain scales and row-major codes, its memory from the arena. first must be a
+// multiple of the block's rows. With actorder every column is a group of its own there.
 void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
-                      QTensor *rows);
-// Local. What those rows stand for, as bf16.
+                      Arena *arena, QTensor *rows);
+// Local. What those rows stand for, as bf16; the arena is as it was.
 void stored_read_values(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
-                        uint16_t *values);
+                        Arena *arena, uint16_t *values);
 // Local. Puts codes and scales of `from` into rows [row, ...) of `to`; scales change their type
 // without loss or the caller knows.
 void qtensor_copy_rows(const QTensor *from, QTensor *to, int64_t row);

@@ -4,7 +4,6 @@
 // used. Reading always gives plain scales and row-major codes; from there every layout is reached.
 #include "quant/stored.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 enum { WORD_BITS = 32, VALUE_ROWS = 64 };
@@ -77,20 +76,50 @@ static uint32_t read_zero(const Stored *stored, int64_t index, int64_t block_row
     return (code - (1u << (bits - 1))) & 0xFFu;
 }
 
-static void read_scales(const Stored *stored, int64_t matrix, int64_t first, QTensor *rows)
+// How many scales of a row lie one after another from this column on.
+static int64_t scales_in_a_run(const QTensor *q, int64_t column, int64_t columns)
+{
+    int64_t left = columns - column, four = 4 - column % 4;
+    if (q->scale_layout == SCALES_PLAIN)
+        return left;
+    return q->scale_layout != SCALES_SWIZZLED ? 1 : left < four ? left : four;
+}
+
+// Every column gets the scale and zero point of its group.
+static void spread_scales(const Stored *stored, int64_t matrix, int64_t first, QTensor *rows)
 {
     const QTensor *q = &stored->q;
     const void *scales = stored->part[STORED_SCALES].tensor.data;
-    int64_t first_block = whole_tensor(q) ? 0 : first / q->rule.block_rows;
-    for (int64_t row = 0; row < qtensor_grid_rows(rows); row++)
-        for (int64_t column = 0; column < qtensor_grid_columns(rows); column++) {
-            int64_t to = row * qtensor_grid_columns(rows) + column;
-            int64_t at = qtensor_scale_index(q, matrix, first_block + row, column);
+    for (int64_t row = 0; row < rows->rows; row++)
+        for (int64_t column = 0; column < q->columns; column++) {
+            int64_t group = load_bits(stored->group_of_column, DTYPE_I32, column);
+            int64_t at = qtensor_scale_index(q, matrix, first + row, group);
+            int64_t to = row * q->columns + column;
             store_bits(rows->scales, q->rule.scale_dtype, to,
                        load_bits(scales, q->rule.scale_dtype, at));
             if (rows->zeros)
                 store_bits(rows->zeros, q->rule.zero_dtype, to,
-                           read_zero(stored, at, first_block + row, column));
+                           read_zero(stored, at, first + row, group));
+        }
+}
+
+static void read_scales(const Stored *stored, int64_t matrix, int64_t first, QTensor *rows)
+{
+    const QTensor *q = &stored->q;
+    const char *scales = stored->part[STORED_SCALES].tensor.data;
+    const DType dtype = q->rule.scale_dtype;
+    int64_t first_block = whole_tensor(q) ? 0 : first / q->rule.block_rows;
+    int64_t grid_rows = qtensor_grid_rows(rows), columns = qtensor_grid_columns(rows);
+    for (int64_t row = 0; row < grid_rows; row++)
+        for (int64_t column = 0, run; column < columns; column += run) {
+            int64_t to = row * columns + column;
+            int64_t at = qtensor_scale_index(q, matrix, first_block + row, column);
+            run = scales_in_a_run(q, column, columns);
+            memcpy((char *)rows->scales + dtype_bytes(dtype, (uint64_t)to),
+                   scales + dtype_bytes(dtype, (uint64_t)at), dtype_bytes(dtype, (uint64_t)run));
+            for (int64_t i = 0; rows->zeros && i < run; i++)
+                store_bits(rows->zeros, q->rule.zero_dtype, to + i,
+                           read_zero(stored, at + i, first_block + row, column + i));
         }
     if (!rows->tensor_scales)
         return;
@@ -101,7 +130,7 @@ static void read_scales(const Stored *stored, int64_t matrix, int64_t first, QTe
 }
 
 void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
-                      QTensor *rows)
+                      Arena *arena, QTensor *rows)
 {
     *rows = stored->q;
     rows->rank = 2;
@@ -112,34 +141,40 @@ void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64
     rows->scale_layout = SCALES_PLAIN;
     if (rows->code_layout == CODES_TILED)
         rows->code_layout = CODES_BYTES;
-    qtensor_allocate(rows);
+    if (stored->group_of_column)
+        rows->rule.block_columns = 1;
+    qtensor_push(rows, arena, MEMORY_SCRATCH);
     read_codes(stored, matrix, first, rows);
-    read_scales(stored, matrix, first, rows);
+    if (stored->group_of_column)
+        spread_scales(stored, matrix, first, rows);
+    else
+        read_scales(stored, matrix, first, rows);
 }
 
 // ---- values ----
 
 // Rows of blocks are read whole, whatever rows are wanted of them.
 void stored_read_values(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
-                        uint16_t *values)
+                        Arena *arena, uint16_t *values)
 {
     const QTensor *q = &stored->q;
     int64_t block = q->rule.block_rows > 1 ? q->rule.block_rows : 1;
     int64_t step = block > VALUE_ROWS ? block : VALUE_ROWS / block * block;
-    int64_t start = first / block * block, end = first + count;
-#pragma omp parallel for schedule(static)
-    for (int64_t row = start; row < end; row += step) {
+    int64_t end = first + count;
+    for (int64_t row = first / block * block; row < end; row += step) {
         int64_t last = row + step < q->rows ? row + step : q->rows;
         int64_t from = row > first ? row : first, to = last < end ? last : end;
-        uint16_t *piece = malloc((size_t)((last - row) * q->columns) * sizeof(*piece) + 1);
-        CHECK(piece, EXIT_CODE_HARDWARE, "free host memory", "no host memory for values");
+        ArenaMark mark = arena_mark(arena);
+        uint16_t *out = values + (from - first) * q->columns, *piece = out;
         QTensor rows;
-        stored_read_rows(stored, matrix, row, last - row, &rows);
+        stored_read_rows(stored, matrix, row, last - row, arena, &rows);
+        if (from != row || to != last)
+            piece = ARENA_PUSH(arena, uint16_t, (last - row) * q->columns, MEMORY_SCRATCH);
         dequantise(&rows, DTYPE_BF16, piece);
-        memcpy(values + (from - first) * q->columns, piece + (from - row) * q->columns,
-               (size_t)((to - from) * q->columns) * sizeof(*piece));
-        qtensor_free(&rows);
-        free(piece);
+        if (piece != out)
+            memcpy(out, piece + (from - row) * q->columns,
+                   (size_t)((to - from) * q->columns) * sizeof(*out));
+        arena_release(arena, mark);
     }
 }
 
@@ -148,6 +183,11 @@ void stored_read_values(const Stored *stored, int64_t matrix, int64_t first, int
 // Bits of a scale in another type of the same value; e8m0 and plain bytes are the same.
 static uint32_t change_dtype(uint32_t bits, DType from, DType to)
 {
+    if (from == DTYPE_F16 && to != DTYPE_F16) {
+        float value = f32_from_f16((uint16_t)bits);
+        memcpy(&bits, &value, sizeof(bits));
+        from = DTYPE_F32;
+    }
     if (from == DTYPE_F32 && to == DTYPE_BF16)
         return bits >> 16;
     return from == DTYPE_BF16 && to == DTYPE_F32 ? bits << 16 : bits;
@@ -182,16 +222,24 @@ void qtensor_copy_rows(const QTensor *from, QTensor *to, int64_t row)
     if (replicated)
         blocks = from->rows / to->rule.block_rows;
     int64_t columns = qtensor_grid_columns(to);
+    const DType dtype = to->rule.scale_dtype;
+    bool same = from->rule.scale_dtype == dtype && !replicated;
     for (int64_t block_row = 0; block_row < blocks; block_row++)
-        for (int64_t column = 0; column < columns; column++) {
+        for (int64_t column = 0, run; column < columns; column += run) {
             int64_t in = replicated ? 0 : block_row * columns + column;
             int64_t out = qtensor_scale_index(to, 0, first + block_row, column);
-            uint32_t bits = load_bits(from->scales, from->rule.scale_dtype, in);
-            bits = change_dtype(bits, from->rule.scale_dtype, to->rule.scale_dtype);
-            store_bits(to->scales, to->rule.scale_dtype, out, bits);
-            if (to->zeros)
-                store_bits(to->zeros, to->rule.zero_dtype, out,
-                           from->zeros ? load_bits(from->zeros, from->rule.zero_dtype, in) : 0);
+            run = same ? scales_in_a_run(to, column, columns) : 1;
+            if (same)
+                memcpy((char *)to->scales + dtype_bytes(dtype, (uint64_t)out),
+                       (const char *)from->scales + dtype_bytes(dtype, (uint64_t)in),
+                       dtype_bytes(dtype, (uint64_t)run));
+            else
+                store_bits(to->scales, dtype, out,
+                           change_dtype(load_bits(from->scales, from->rule.scale_dtype, in),
+                                        from->rule.scale_dtype, dtype));
+            for (int64_t i = 0; to->zeros && i < run; i++)
+                store_bits(to->zeros, to->rule.zero_dtype, out + i,
+                           from->zeros ? load_bits(from->zeros, from->rule.zero_dtype, in + i) : 0);
         }
     if (to->tensor_scales)
         to->tensor_scales[0] = from->tensor_scales ? from->tensor_scales[0] : 1.0f;

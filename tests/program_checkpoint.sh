@@ -48,12 +48,42 @@ checks=$((checks + 1))
 wanted=$(tr -d ' \n' <a/manifest.json | grep -oE '"model.safetensors":\{[^}]*\}' | grep -oE '[0-9a-f]{64}')
 [ "$wanted" = "$(sha256sum <a/model.safetensors | cut -d' ' -f1)" ] || fail "manifest.json has another SHA-256"
 
+expect_good 4 quantize --model "$model" --out a4 --recipe nvfp4 --match "$experts"
+same_folder a a4
+
 # --dry_run says the size that comes out.
 expect_good 0 quantize --model "$model" --recipe fp8_row --layout compressed-tensors --dry_run --json
 said=$(grep -oE '"bytes": ?[0-9]+, ?"source_bytes"' out | tr -dc 0-9)
 expect_good 0 quantize --model "$model" --out g --recipe fp8_row --layout compressed-tensors
 checks=$((checks + 1))
 [ "$said" -eq "$(stat -c %s g/model.safetensors)" ] || fail "--dry_run said $said bytes"
+
+# ---- memory: that of the rows at hand, whatever the model ----
+mkdir large
+entries='' at=0 rows=32768
+for name in gate up down; do
+    entries+="${entries:+,}\"model.layers.0.mlp.${name}_proj.weight\":{\"dtype\":\"BF16\",\"shape\":[$rows,2048],\"data_offsets\":[$at,$((at += rows * 2048 * 2))]}"
+done
+save_bytes large/model.safetensors "{$entries}" 0
+truncate -s "+$at" large/model.safetensors
+# peak_of WORD...: one rank's peak is below a third of the model.
+peak_of() {
+    command_line="meshwork $*"
+    "$build/tool_peak_memory" peak "$program" "$@" >out 2>err
+    status=$?
+    expect_status 0
+    expect_peak_below $((128 << 20))
+}
+for recipe in nvfp4 fp8_tensor W4A16; do
+    peak_of quantize --model large --out small --recipe "$recipe"
+    if [ "$recipe" = nvfp4 ]; then mv small packed; else rm -rf small; fi
+done
+peak_of convert --model packed --out small --layout compressed-tensors
+rm -rf small
+peak_of convert --model packed --out small --layout bf16
+rm -rf small packed
+peak_of quantize --model large --out small --recipe fp8_row --layout torchao-bin
+rm -rf small large
 
 # ---- a file that is not what it claims ----
 cp -r a tampered
@@ -88,6 +118,17 @@ hostile outside 'plain name'
 cp -r d lying
 sed -i 's/"num_bits": 4/"num_bits": 8/' lying/config.json
 hostile lying 'recipe|weight'
+cp -r a lying_torchao
+sed -i 's/NVFP4DynamicActivationNVFP4WeightConfig/NVFP4WeightOnlyConfig/' lying_torchao/config.json
+hostile lying_torchao 'quantised as nvfp4, but quantization_config says nvfp4_weight_only'
+cp -r a silent
+sed -i 's/experts/others/' silent/config.json
+hostile silent 'quantised as nvfp4, but quantization_config says that it is not'
+# Two expressions for one weight: the libraries take different ones.
+echo '{"re:.*experts.*up_proj.*": "fp8_row", "re:.*experts.*": "int8_weight_only"}' >two.json
+expect_good 0 quantize --model "$model" --out two --rules two.json
+expect_good 0 inspect two
+expect_text err 'note: for 3 weights, such as .*up_proj.*torchao takes another rule'
 cp -r d ignored
 sed -i 's/"lm_head"/"re:.*"/' ignored/config.json
 hostile ignored 'ignores'

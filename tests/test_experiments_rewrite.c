@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 #include "quant/digest.h"
 
 enum { PATH_BYTES = 1024, FOLDERS_MIN = 37 };

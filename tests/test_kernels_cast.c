@@ -138,6 +138,26 @@ static void options_too(void **state)
     data_destroy(&data);
 }
 
+// What files have two to a byte that the recipe's own library has one to a byte.
+static void packed_too(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"W4A16", "W4A16_ASYM"};
+    Data data = data_create();
+    for (size_t t = 0; t < COUNT_OF(names); t++) {
+        Recipe recipe;
+        Error error = {0};
+        assert_true(recipe_parse(names[t], &recipe, &error));
+        recipe.weights.code_layout = CODES_PAIRS;
+        for (size_t i = 0; i < COUNT_OF(shapes); i++)
+            check(&data, names[t], &recipe.weights, DTYPE_BF16, shapes[i], false);
+        QTensor q;
+        assert_true(qtensor_plan(&recipe.weights, DTYPE_BF16, 3, shapes[1], &q, &error));
+        assert_true(cast_is_fast(&q));
+    }
+    data_destroy(&data);
+}
+
 // Enough elements that threads share them.
 static void several_threads(void **state)
 {
@@ -208,8 +228,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(equals_the_reference), cmocka_unit_test(options_too),
-        cmocka_unit_test(several_threads),      cmocka_unit_test(transposed_too),
-        cmocka_unit_test(every_recipe_is_fast),
+        cmocka_unit_test(packed_too),           cmocka_unit_test(several_threads),
+        cmocka_unit_test(transposed_too),       cmocka_unit_test(every_recipe_is_fast),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -222,12 +222,57 @@ static void zeros(void **state)
         }
 }
 
+// The whole tensor at once is what its elements are one by one, in every layout of codes.
+static void whole_and_elements(void **state)
+{
+    (void)state;
+    static const int64_t shape[] = {2, 128, 640};
+    enum { COUNT = 2 * 128 * 640 };
+    float *values = malloc(COUNT * sizeof(*values)), *whole = malloc(COUNT * sizeof(*whole));
+    uint16_t *narrow = malloc(COUNT * sizeof(*narrow));
+    assert_true(values && whole && narrow);
+    for (int64_t i = 0; i < COUNT; i++) // zeros of both signs, subnormals, NaN, large and small
+        values[i] = i % 97 == 0 ? NAN
+                    : i / 640 == 3
+                        ? (i % 2 ? -0.0f : 0.0f)
+                        : ldexpf((float)(i * 7919 % 4001 - 2000), (int)(i / 640 % 60) - 40);
+    for (const Recipe *recipe = recipe_table; recipe->name; recipe++)
+        for (int packed = 0; packed < 2; packed++) {
+            QuantRule rule = recipe->weights;
+            QTensor q;
+            Error error = {0};
+            if (rule.method == QUANT_NONE)
+                continue;
+            if (packed && rule.code == CODE_INT4 && rule.code_layout == CODES_BYTES)
+                rule.code_layout = CODES_PAIRS;
+            assert_true(qtensor_plan(&rule, DTYPE_F32, 3, shape, &q, &error));
+            qtensor_allocate(&q);
+            quantise(values, NULL, &q);
+            dequantise(&q, DTYPE_F32, whole);
+            dequantise(&q, DTYPE_BF16, narrow);
+            for (int64_t i = 0; i < COUNT; i++) {
+                int64_t row = i / q.columns;
+                float one = dequantise_element(&q, row / q.rows, row % q.rows, i % q.columns);
+                bool nan = isnan(one) && isnan(whole[i]);
+                if ((!nan && memcmp(&one, &whole[i], sizeof(one)) != 0) ||
+                    narrow[i] != bf16_from_f32(one))
+                    fail_msg("%s: element %lld is %g (%04X), by itself %g", recipe->name,
+                             (long long)i, (double)whole[i], narrow[i], (double)one);
+            }
+            qtensor_free(&q);
+        }
+    free(values);
+    free(whole);
+    free(narrow);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(read_and_written), cmocka_unit_test(wrong_names),
-        cmocka_unit_test(wrong_shapes),     cmocka_unit_test(large_tensors),
-        cmocka_unit_test(not_finite),       cmocka_unit_test(zeros),
+        cmocka_unit_test(read_and_written),   cmocka_unit_test(wrong_names),
+        cmocka_unit_test(wrong_shapes),       cmocka_unit_test(large_tensors),
+        cmocka_unit_test(not_finite),         cmocka_unit_test(zeros),
+        cmocka_unit_test(whole_and_elements),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -72,11 +72,13 @@ static WeightReport report_quantised(const Checkpoint *checkpoint, const Weight 
     WeightReport report = {0};
     int64_t block = q->rule.block_rows > 1 ? q->rule.block_rows : 1;
     int64_t step = chunk_rows(q->columns, block);
+    Arena *arena = arena_create(MEMORY_HOST, DEVICE_CPU);
     for (int64_t matrix = 0; matrix < q->matrices; matrix++) {
         for (int64_t row = 0; row < q->rows; row += step) {
+            ArenaMark mark = arena_mark(arena);
             QTensor rows;
             stored_read_rows(stored, matrix, row, row + step < q->rows ? step : q->rows - row,
-                             &rows);
+                             arena, &rows);
             count_rows(&report, &rows);
             if (rows.tensor_scales && row == 0) {
                 float second = rows.tensor_scales[0];
@@ -86,9 +88,10 @@ static WeightReport report_quantised(const Checkpoint *checkpoint, const Weight 
                 report.second_max =
                     first || second > report.second_max ? second : report.second_max;
             }
-            qtensor_free(&rows);
+            arena_release(arena, mark);
         }
     }
+    arena_destroy(arena);
     for (int role = 0; role < STORED_ROLES; role++)
         if (stored->part[role].present) {
             const Tensor *part = &stored->part[role].tensor;
@@ -175,19 +178,16 @@ static bool compare_slice(const Weight *weight, RewriteValues *values, int tenso
     const QTensor *q = &again->stored.q;
     StoredSlice slice;
     StoredRange ranges[STORED_ROLES];
-    stored_slice_create(&again->stored, rows, &slice);
+    ArenaMark mark = arena_mark(values->host);
+    stored_slice_push(&again->stored, rows, values->host, &slice);
     rewrite_quantise_rows(values, tensor, matrix, first, &slice.q);
-    uint16_t *made = malloc((size_t)(rows * q->columns) * sizeof(*made) + 1);
-    CHECK(made, EXIT_CODE_HARDWARE, "free host memory", "no host memory for values");
+    uint16_t *made = ARENA_PUSH(values->host, uint16_t, rows * q->columns, MEMORY_SCRATCH);
     dequantise(&slice.q, DTYPE_BF16, made);
     const uint16_t *source = rewrite_read_rows(values, again, matrix * q->rows + first, rows);
     add_errors(promised, made, source, rows * q->columns);
-    uint16_t *mine = malloc((size_t)(rows * q->columns) * sizeof(*mine) + 1);
-    CHECK(mine, EXIT_CODE_HARDWARE, "free host memory", "no host memory for values");
-    stored_read_values(&weight->stored, matrix, first, rows, mine);
+    uint16_t *mine = ARENA_PUSH(values->host, uint16_t, rows * q->columns, MEMORY_SCRATCH);
+    stored_read_values(&weight->stored, matrix, first, rows, values->host, mine);
     count_worse(promised, mine, made, source, rows * q->columns);
-    free(mine);
-    free(made);
     int count = stored_slice_ranges(&again->stored, matrix, first, &slice, ranges);
     bool same = true;
     for (int i = 0; i < count; i++) {
@@ -200,7 +200,7 @@ static bool compare_slice(const Weight *weight, RewriteValues *values, int tenso
                memcmp((const char *)part->tensor.data + ranges[i].offset, ranges[i].data,
                       ranges[i].bytes) == 0;
     }
-    stored_slice_destroy(&slice);
+    arena_release(values->host, mark);
     return same;
 }
 
@@ -224,7 +224,7 @@ static bool compare_recipe(const Weight *weight, RewriteValues *values, Rewrite 
     if (!stored_plan(&plan, &again->stored, &error))
         return false;
     again->action = REWRITE_QUANTISE;
-    values->measured = -1;
+    rewrite_values_forget(values);
     bool same = true;
     const QTensor *q = &again->stored.q;
     int64_t step = stored_row_step(&again->stored);
@@ -248,7 +248,7 @@ static Errors errors_of(const Weight *weight, RewriteValues *values, const Rewri
     for (int64_t matrix = 0; matrix < q->matrices; matrix++)
         for (int64_t row = 0; row < q->rows; row += step) {
             int64_t rows = row + step < q->rows ? step : q->rows - row;
-            stored_read_values(&weight->stored, matrix, row, rows, mine);
+            stored_read_values(&weight->stored, matrix, row, rows, values->host, mine);
             const uint16_t *source =
                 rewrite_read_rows(values, tensor, matrix * q->rows + row, rows);
             add_errors(&errors, mine, source, rows * q->columns);

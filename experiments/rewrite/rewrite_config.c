@@ -3,7 +3,7 @@
 //
 // The user's patterns stand as they were given where the reading library gives them the meaning
 // they have here; otherwise patterns are made from the names: numbers become [0-9]+.
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 
 #include "quant/torchao.h"
 

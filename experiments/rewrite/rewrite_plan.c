@@ -1,6 +1,6 @@
 // rewrite_plan.c -- from the weights of one checkpoint to those of the next: names, experts, and
 // which rule takes which.
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 
 #include "quant/message.h"
 
@@ -350,7 +350,11 @@ bool rewrite_choose(Rewrite *rewrite, Error *error)
 bool rewrite_list(const RewriteRequest *request, Rewrite *rewrite, Error *error)
 {
     *rewrite = (Rewrite){.request = request};
-    return checkpoint_open(request->model, &rewrite->source, error) && make_tensors(rewrite, error);
+    if (!checkpoint_open(request->model, &rewrite->source, error))
+        return false;
+    if (rewrite->source.note[0])
+        rewrite_note(rewrite, "%s", rewrite->source.note);
+    return make_tensors(rewrite, error);
 }
 
 bool rewrite_plan(const RewriteRequest *request, Rewrite *rewrite, Error *error)

@@ -2,7 +2,7 @@
 // the table of a plan, the summary at the end.
 #pragma once
 
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 #include "harness/option.h"
 
 // Local. "5GB", "500MB", "1GiB" or a plain number of bytes. Error 2.

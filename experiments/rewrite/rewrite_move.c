@@ -4,7 +4,7 @@
 // A move keeps every code and every scale. What it needs is found here, before anything is written:
 // scales that bf16 holds, zero points that are all zero where the new layout has none, one second
 // scale where several weights become one array.
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -74,10 +74,17 @@ static uint32_t bits_at(const Tensor *tensor, int64_t index)
 
 static bool fits_bf16(const Tensor *scales)
 {
-    int64_t count = scales->dtype == DTYPE_F32 ? tensor_elements(scales) : 0;
-    for (int64_t i = 0; i < count; i++)
-        if (bits_at(scales, i) & 0xFFFFu)
+    bool wide = scales->dtype == DTYPE_F32, half = scales->dtype == DTYPE_F16;
+    int64_t count = wide || half ? tensor_elements(scales) : 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t bits;
+        memcpy(&bits, (const char *)scales->data + i * 2, sizeof(bits));
+        float value = half ? f32_from_f16(bits) : 0;
+        uint32_t exact = 0;
+        memcpy(&exact, &value, sizeof(exact));
+        if ((half ? exact : bits_at(scales, i)) & 0xFFFFu)
             return false;
+    }
     return true;
 }
 
@@ -172,6 +179,8 @@ static const char *why_not_move(const RewriteTensor *tensor)
         const QuantRule *from = &source->q.rule;
         bool tiled =
             source->q.code_layout == CODES_TILED || tensor->stored.q.code_layout == CODES_TILED;
+        if (source->group_of_column)
+            return "its groups are no runs of columns (actorder)";
         if (!same_family(from, to) || from->code != to->code ||
             from->block_columns != to->block_columns ||
             (from->block_rows != to->block_rows && from->block_rows != 0))

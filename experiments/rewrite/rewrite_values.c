@@ -1,26 +1,69 @@
 // rewrite_values.c -- rows of values between a source and a slice.
-#include "experiments/model/rewrite_values.h"
+#include "experiments/rewrite/rewrite_values.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 static const int64_t measured_values = 8 << 20; // at a time
 
-void rewrite_values_create(const Run *run, const Rewrite *rewrite, RewriteValues *values)
+enum { KNOWN_AMAXES = 64 }; // units of a tensor, and tensors of a group, follow one another
+
+typedef struct KnownAmax {
+    int key; // the tensor, or its group
+    int64_t matrix;
+    float amax;
+} KnownAmax;
+
+struct RewriteAmaxes {
+    pthread_mutex_t lock;
+    KnownAmax known[KNOWN_AMAXES]; // the latest
+    int count;                     // of all so far
+};
+
+static void create_memory(RewriteValues *values)
 {
-    int index = 0;
-    *values = (RewriteValues){.run = run, .rewrite = rewrite, .measured = -1};
-    values->device = run_choose_device(run, rewrite->request->device, &index);
     values->stream = stream_create(values->device);
     values->arena = arena_create(MEMORY_DEVICE, values->device);
+    values->host = arena_create(MEMORY_HOST, DEVICE_CPU);
+}
+
+void rewrite_values_create(const Run *run, const Rewrite *rewrite, RewriteValues *values)
+{
+    *values = (RewriteValues){.rewrite = rewrite, .threads = run->threads, .owns_amaxes = true};
+    values->device = run_choose_device(run, rewrite->request->device, &values->device_index);
+    values->amaxes = calloc(1, sizeof(*values->amaxes));
+    CHECK(values->amaxes, EXIT_CODE_HARDWARE, "free host memory", "no host memory for scales");
+    pthread_mutex_init(&values->amaxes->lock, NULL);
+    create_memory(values);
+}
+
+void rewrite_values_create_beside(const RewriteValues *first, RewriteValues *values)
+{
+    *values = (RewriteValues){.rewrite = first->rewrite,
+                              .device = first->device,
+                              .device_index = first->device_index,
+                              .threads = 1,
+                              .amaxes = first->amaxes};
+    create_memory(values);
 }
 
 void rewrite_values_destroy(RewriteValues *values)
 {
+    arena_destroy(values->host);
     arena_destroy(values->arena);
     stream_destroy(values->stream);
     free(values->buffer);
+    if (!values->owns_amaxes)
+        return;
+    pthread_mutex_destroy(&values->amaxes->lock);
+    free(values->amaxes);
+}
+
+void rewrite_values_forget(RewriteValues *values)
+{
+    values->amaxes->count = 0;
 }
 
 static void *buffer_of(RewriteValues *values, uint64_t bytes)
@@ -118,21 +161,36 @@ static void round_values(const void *data, DType dtype, int64_t count, uint16_t 
     }
 }
 
-static void read_quantised(const Stored *stored, int64_t first, int64_t rows, uint16_t *out)
+static void read_quantised(const Stored *stored, int64_t first, int64_t rows, Arena *arena,
+                           uint16_t *out)
 {
     const QTensor *q = &stored->q;
     for (int64_t end = first + rows; first < end;) {
         int64_t row = first % q->rows, count = q->rows - row;
         count = count < end - first ? count : end - first;
-        stored_read_values(stored, first / q->rows, row, count, out);
+        stored_read_values(stored, first / q->rows, row, count, arena, out);
         out += count * q->columns;
         first += count;
     }
 }
 
+// Where the source has these rows as they are wanted; NULL if it has not.
+static const void *rows_in_place(const RewriteTensor *tensor, int64_t first, int64_t rows)
+{
+    int64_t within, there = rows;
+    const Weight *weight = segment_of(tensor, first, &within)->weight;
+    if (rows == 0 || weight->quantised || weight->tensor.dtype != DTYPE_BF16)
+        return NULL;
+    const void *data = rewrite_source_rows(tensor, first, &there);
+    return there == rows && (uintptr_t)data % sizeof(uint16_t) == 0 ? data : NULL;
+}
+
 const void *rewrite_read_rows(RewriteValues *values, const RewriteTensor *tensor, int64_t first,
                               int64_t rows)
 {
+    const void *data = rows_in_place(tensor, first, rows);
+    if (data)
+        return data;
     int64_t columns = rewrite_columns(tensor);
     uint16_t *out = buffer_of(values, (uint64_t)(rows * columns) * sizeof(*out)), *start = out;
     for (int64_t end = first + rows; first < end;) {
@@ -143,7 +201,7 @@ const void *rewrite_read_rows(RewriteValues *values, const RewriteTensor *tensor
             count = segment->rows - within;
         int64_t elements = count * columns, row = segment->first + within;
         if (weight->quantised)
-            read_quantised(&weight->stored, row, count, out);
+            read_quantised(&weight->stored, row, count, values->host, out);
         else if (weight->tensor.dtype == DTYPE_BF16)
             memcpy(out, (const char *)weight->tensor.data + row * columns * 2,
                    (size_t)elements * 2);
@@ -195,24 +253,47 @@ static float measure(RewriteValues *values, const RewriteTensor *tensor, int64_t
         int64_t first = matrix * q->rows + row;
         const uint16_t *data = rewrite_read_rows(values, tensor, first, rows);
         amax = larger(amax, amax_of_rows(data, rows * q->columns));
-        rewrite_release_rows(values, tensor, first, rows);
+        if (rows < q->rows) // else they are read again at once
+            rewrite_release_rows(values, tensor, first, rows);
     }
     return amax;
 }
 
-static float amax_of(RewriteValues *values, int index, int64_t matrix)
+static const KnownAmax *find_known(const RewriteAmaxes *amaxes, int key, int64_t matrix)
+{
+    int count = amaxes->count < KNOWN_AMAXES ? amaxes->count : KNOWN_AMAXES;
+    for (int i = 0; i < count; i++)
+        if (amaxes->known[i].key == key && amaxes->known[i].matrix == matrix)
+            return &amaxes->known[i];
+    return NULL;
+}
+
+static float measure_group(RewriteValues *values, int index, int64_t matrix)
 {
     const Rewrite *rewrite = values->rewrite;
-    int group = rewrite->tensor[index].amax_group, key = group >= 0 ? group : index;
-    if (values->measured == key && values->matrix == matrix)
-        return values->amax;
+    int group = rewrite->tensor[index].amax_group;
     float amax = 0;
     for (int i = 0; i < rewrite->count; i++)
         if (i == index || (group >= 0 && rewrite->tensor[i].amax_group == group))
             amax = larger(amax, measure(values, &rewrite->tensor[i], matrix));
-    values->measured = key;
-    values->matrix = matrix;
-    return values->amax = amax;
+    return amax;
+}
+
+// Of a slice of that many rows. What others need too is measured once, while they wait.
+static float amax_of(RewriteValues *values, int index, int64_t matrix, int64_t rows)
+{
+    const RewriteTensor *tensor = &values->rewrite->tensor[index];
+    RewriteAmaxes *amaxes = values->amaxes;
+    int group = tensor->amax_group, key = group >= 0 ? group : index;
+    if (group < 0 && rows == tensor->stored.q.rows)
+        return measure(values, tensor, matrix);
+    pthread_mutex_lock(&amaxes->lock);
+    const KnownAmax *known = find_known(amaxes, key, matrix);
+    float amax = known ? known->amax : measure_group(values, index, matrix);
+    if (!known)
+        amaxes->known[amaxes->count++ % KNOWN_AMAXES] = (KnownAmax){key, matrix, amax};
+    pthread_mutex_unlock(&amaxes->lock);
+    return amax;
 }
 
 // The slice's values go to the device, its codes and scales come back.
@@ -245,15 +326,16 @@ void rewrite_quantise_rows(RewriteValues *values, int index, int64_t matrix, int
                            QTensor *slice)
 {
     const RewriteTensor *tensor = &values->rewrite->tensor[index];
-    float amax = needs_amax(&tensor->stored) ? amax_of(values, index, matrix) : 0;
-    const float *given = needs_amax(&tensor->stored) ? &amax : NULL;
+    bool needs = needs_amax(&tensor->stored);
+    float amax = needs ? amax_of(values, index, matrix, slice->rows) : 0;
+    const float *given = needs ? &amax : NULL;
     const void *data =
         rewrite_read_rows(values, tensor, matrix * tensor->stored.q.rows + first, slice->rows);
     uint64_t bytes = (uint64_t)(slice->rows * slice->columns) * 2;
     if (values->device != DEVICE_CPU)
         cast_on_device(values, data, bytes, given, slice);
     else
-        cast(&(Cast){.values = data, .amax = given, .to = *slice, .threads = values->run->threads},
+        cast(&(Cast){.values = data, .amax = given, .to = *slice, .threads = values->threads},
              values->stream);
 }
 
@@ -276,7 +358,8 @@ static void move_tiles(const Stored *stored, int64_t matrix, QTensor *slice)
     memcpy(slice->scales, scales + (uint64_t)matrix * bytes.scales, bytes.scales);
 }
 
-void rewrite_move_rows(const RewriteTensor *tensor, int64_t matrix, int64_t first, QTensor *slice)
+void rewrite_move_rows(RewriteValues *values, const RewriteTensor *tensor, int64_t matrix,
+                       int64_t first, QTensor *slice)
 {
     if (slice->code_layout == CODES_TILED) {
         move_tiles(&tensor->segment[0].weight->stored, matrix, slice);
@@ -293,13 +376,14 @@ void rewrite_move_rows(const RewriteTensor *tensor, int64_t matrix, int64_t firs
             count = segment->rows - within;
         if (count > rows - source % rows)
             count = rows - source % rows;
+        ArenaMark mark = arena_mark(values->host);
         QTensor part;
-        stored_read_rows(stored, source / rows, source % rows, count, &part);
+        stored_read_rows(stored, source / rows, source % rows, count, values->host, &part);
         qtensor_copy_rows(&part, slice, row);
         if (slice->tensor_scales && stored->q.rule.method == QUANT_NVFP4_CT &&
             slice->rule.method == QUANT_NVFP4)
             slice->tensor_scales[0] = second_scale_of(part.tensor_scales[0]);
-        qtensor_free(&part);
+        arena_release(values->host, mark);
         row += count;
     }
 }

@@ -1,5 +1,5 @@
 // rewrite_show.c -- plans and summaries for people and for machines.
-#include "experiments/model/rewrite_show.h"
+#include "experiments/rewrite/rewrite_show.h"
 
 #include "results/table.h"
 
@@ -50,18 +50,18 @@ static uint64_t bytes_of(const RewriteTensor *tensor)
     return bytes;
 }
 
-// What one rank holds at a time: a unit's values, its codes, and the program itself.
-static uint64_t memory_of(const Rewrite *rewrite)
+// What one rank holds at a time: each thread a unit's values and its codes; and the program itself.
+static uint64_t memory_of(const Rewrite *rewrite, int threads)
 {
     uint64_t largest = 0;
     for (int i = 0; i < rewrite->count; i++) {
         const RewriteTensor *tensor = &rewrite->tensor[i];
         bool whole = rewrite_is_quantised(tensor) && stored_row_step(&tensor->stored) == 0;
         uint64_t slice = whole ? (uint64_t)(tensor->stored.q.rows * tensor->stored.q.columns) * 2
-                               : (uint64_t)32 << 20;
+                               : (uint64_t)4 << 20;
         largest = slice > largest ? slice : largest;
     }
-    return 2 * largest + ((uint64_t)160 << 20);
+    return 2 * (uint64_t)threads * largest + ((uint64_t)64 << 20);
 }
 
 static Json *tensor_json(const RewriteTensor *tensor)
@@ -101,7 +101,7 @@ static void show_plan(const Rewrite *rewrite, const Run *run, bool json)
     // Disks of today and one rank's casts: a guess that a user can correct by measuring once.
     const double bytes_per_s = 1e9;
     double seconds = (double)(rewrite->source.bytes + rewrite->bytes) / bytes_per_s;
-    uint64_t memory = memory_of(rewrite);
+    uint64_t memory = memory_of(rewrite, run->threads);
     if (json) {
         Json *object = summary_json(rewrite), *rows = json_array();
         for (int i = 0; i < rewrite->count; i++)

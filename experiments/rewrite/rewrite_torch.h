@@ -2,7 +2,7 @@
 // zip archive.
 #pragma once
 
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 
 // Local. Fills the shard's header, pieces, places and bytes; adds names to the index's map.
 bool rewrite_torch_header(Rewrite *rewrite, RewriteShard *shard, Json *map, Error *error);

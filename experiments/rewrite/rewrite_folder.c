@@ -4,7 +4,7 @@
 // Shards in it have their final names once they are complete, so a later run with --resume knows
 // which are; plan.json holds the digest of everything that decides their bytes, so it does not go
 // on with another plan's.
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 
 #include "meshwork_version.h"
 #include "quant/digest.h"

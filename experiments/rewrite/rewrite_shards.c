@@ -3,9 +3,9 @@
 // Files are filled in the order of names until the next weight would not fit; the parts of a weight
 // stay together. Since every size is known before a value is read, headers come first and all ranks
 // write in place.
-#include "experiments/model/rewrite.h"
+#include "experiments/rewrite/rewrite.h"
 
-#include "experiments/model/rewrite_torch.h"
+#include "experiments/rewrite/rewrite_torch.h"
 #include "quant/torchao.h"
 
 #include <stdio.h>

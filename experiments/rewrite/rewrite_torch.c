@@ -5,9 +5,8 @@
 // pieces. Check sums come last: when all ranks have written, one reads the storages and fills them
 // in. Source: PKWARE's APPNOTE 6.3.10; PyTorch, torch/csrc caffe2/serialize/inline_container.cc
 // (storages begin at multiples of 64, by an extra field "FB").
-#include "experiments/model/rewrite_torch.h"
+#include "experiments/rewrite/rewrite_torch.h"
 
-#include "harness/file.h"
 #include "quant/digest.h"
 #include "quant/torch_write.h"
 
@@ -88,7 +87,7 @@ static void put_member(Archive *archive, Member *member)
     uint64_t padding = (ALIGN - head % ALIGN) % ALIGN;
     member->local = archive->place;
     if (member->data)
-        member->sum = digest_crc32(member->data, member->bytes);
+        member->sum = digest_crc32(0, member->data, member->bytes);
     put(archive, 0x04034B50, 4);
     put_common(archive, member, wide);
     put(archive, wide_bytes + 4 + padding, 2);
@@ -245,24 +244,25 @@ bool rewrite_torch_header(Rewrite *rewrite, RewriteShard *shard, Json *map, Erro
     return true;
 }
 
+static bool put_sum(int descriptor, const RewriteMember *member, Error *error)
+{
+    uint32_t sum;
+    if (!digest_crc32_file(descriptor, member->place, member->bytes, &sum, error))
+        return false;
+    return (pwrite(descriptor, &sum, sizeof(sum), (off_t)member->local_sum) == sizeof(sum) &&
+            pwrite(descriptor, &sum, sizeof(sum), (off_t)member->directory_sum) == sizeof(sum)) ||
+           error_set(error, EXIT_CODE_IO, "check the disk", "cannot write: %s", strerror(errno));
+}
+
 bool rewrite_torch_finish(const RewriteShard *shard, const char *path, Error *error)
 {
-    FileMap map;
-    int descriptor = open(path, O_WRONLY | O_CLOEXEC);
-    if (descriptor < 0 || !file_map(path, &map, error))
+    int descriptor = open(path, O_RDWR | O_CLOEXEC);
+    if (descriptor < 0)
         return error_set(error, EXIT_CODE_IO, "check the disk", "cannot open %.300s: %s", path,
                          strerror(errno));
     bool good = true;
-    for (int i = 0; good && i < shard->members; i++) {
-        const RewriteMember *member = &shard->member[i];
-        if (member->known)
-            continue;
-        uint32_t sum = digest_crc32(map.data + member->place, member->bytes);
-        good = pwrite(descriptor, &sum, sizeof(sum), (off_t)member->local_sum) == sizeof(sum) &&
-               pwrite(descriptor, &sum, sizeof(sum), (off_t)member->directory_sum) == sizeof(sum);
-    }
-    file_unmap(&map);
+    for (int i = 0; good && i < shard->members; i++)
+        good = shard->member[i].known || put_sum(descriptor, &shard->member[i], error);
     close(descriptor);
-    return good || error_set(error, EXIT_CODE_IO, "check the disk", "cannot write %.300s: %s", path,
-                             strerror(errno));
+    return good || error_prefix(error, "%.300s", path);
 }
