@@ -104,7 +104,23 @@ const void *rewrite_source_rows(const RewriteTensor *tensor, int64_t first, int6
 
 typedef void RowsVisit(const Checkpoint *source, const void *data, uint64_t bytes);
 
-// The bytes behind rows: values, or codes.
+// The share of scales and zero points that goes with rows of codes, in pages about.
+static void visit_scales(const RewriteValues *values, const Stored *stored, int64_t first,
+                         int64_t rows, RowsVisit *visit)
+{
+    static const StoredRole roles[] = {STORED_SCALES, STORED_ZEROS};
+    int64_t all = stored->q.matrices * stored->q.rows;
+    for (size_t i = 0; i < COUNT_OF(roles); i++) {
+        const StoredPart *part = &stored->part[roles[i]];
+        double bytes = part->present ? (double)tensor_bytes(&part->tensor) / (double)all : 0;
+        uint64_t begin = (uint64_t)((double)first * bytes);
+        uint64_t end = (uint64_t)((double)(first + rows) * bytes);
+        if (end > begin)
+            visit(&values->rewrite->source, (const char *)part->tensor.data + begin, end - begin);
+    }
+}
+
+// The bytes behind rows: values, or codes and their scales.
 static void visit_rows(const RewriteValues *values, const RewriteTensor *tensor, int64_t first,
                        int64_t rows, RowsVisit *visit)
 {
@@ -125,6 +141,8 @@ static void visit_rows(const RewriteValues *values, const RewriteTensor *tensor,
         visit(&values->rewrite->source,
               (const char *)source->data + (uint64_t)(segment->first + within) * row_bytes,
               (uint64_t)count * row_bytes);
+        if (weight->quantised)
+            visit_scales(values, &weight->stored, segment->first + within, count, visit);
         first += count;
     }
 }
