@@ -152,12 +152,7 @@ static void choose_recipe(Job *job, Error *error)
         job->recipe.weights.method == QUANT_NONE)
         return;
     job->source.config.recipe = &job->recipe;
-    if (job->device != DEVICE_CPU)
-        error_set(error, EXIT_CODE_HARDWARE, "take --device cpu",
-                  "recipe %s: this build has no quantised products on %s", job->recipe.name,
-                  device_kind_name(job->device));
-    else
-        moe_quant_check(&job->source.config, job->params->forward_only, error);
+    moe_quant_check(&job->source.config, job->params->forward_only, error);
 }
 
 // Collective. Everything that can be wrong with the request is found here, before anything is

@@ -174,7 +174,7 @@ CPU_CLONES
 static void scale_row(const MoeScaleRows *args, int64_t row)
 {
     int64_t hidden = args->hidden, from = args->row_of_expert_row[row];
-    float weight = args->weight_of_expert_row[row];
+    float weight = args->weight_of_expert_row ? args->weight_of_expert_row[row] : 1.0f;
     for (int64_t first = 0; first < hidden; first += CPU_BLOCK) {
         int64_t count = cpu_block_length(first, hidden);
         float value[CPU_BLOCK];

@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(COMBINE_THREADS) scale_kernel(MoeScaleRows arg
         const int64_t from = args.row_of_expert_row[row];
         if (from < 0)
             continue;
-        const float weight = args.weight_of_expert_row[row];
+        const float weight = args.weight_of_expert_row ? args.weight_of_expert_row[row] : 1.0f;
 #pragma unroll 1
         for (int64_t element = lane_index() * GROUP_ELEMENTS; element < hidden;
              element += WARP_LANES * GROUP_ELEMENTS) {

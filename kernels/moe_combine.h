@@ -51,15 +51,15 @@ typedef struct MoeSum {
 KERNEL_DECLARE(moe_sum, MoeSum);
 
 // weight * row for experts that take the score before: out[r] = round(weight[r] *
-// x[row_of_expert_row[r]]).
+// x[row_of_expert_row[r]]). Without weights the rows as they are.
 typedef struct MoeScaleRows {
     int64_t hidden, rows_max;
     DType dtype;
     const void *x;
     const int32_t *row_of_expert_row; // [rows_max], -1 rows are skipped
     const int32_t *rows_total;        // [1] device
-    const float *weight_of_expert_row;
-    void *out; // [rows_max, hidden]
+    const float *weight_of_expert_row; // NULL: 1
+    void *out;                         // [rows_max, hidden]
 } MoeScaleRows;
 KERNEL_DECLARE(moe_scale_rows, MoeScaleRows);
 

@@ -159,10 +159,54 @@ static float element(const QuantGemm *args, const Rows *rows)
                   tensor_scale_of(args, &args->b, rows->at_b));
 }
 
+// The operand as one group's sums see it: its own scales.
+static QTensor of_group(const QTensor *q, int group)
+{
+    QTensor part = *q;
+    if (q->rule.block_columns == 0)
+        part.scales =
+            (char *)q->scales + dtype_bytes(q->rule.scale_dtype, (uint64_t)(group * q->rows));
+    return part;
+}
+
+// One element of a group's c; a and b: codes of all columns.
+static float element_of_group(const QuantGemm *args, const Rows *rows, int group)
+{
+    QTensor a = of_group(&args->a.q, group), b = of_group(&args->b.q, group);
+    int64_t block = block_columns(args), first = first_of(args, group),
+            sum_to = rows_of(args, group);
+    float sum = 0;
+    for (int64_t done = 0; done < sum_to; done += block) {
+        int64_t at = first + done;
+        float scale = units_scale(&a, rows->at_a, at / block_of(args, &args->a)) *
+                      units_scale(&b, rows->at_b, at / block_of(args, &args->b));
+        float product = chain_of(args, rows, at, smaller(at + block, first + sum_to)) * scale;
+        sum = sum + product;
+    }
+    return sum;
+}
+
+static void reference_over_groups(const QuantGemm *args, float *a, float *b)
+{
+    CHECK_RULE(args->product == PRODUCT_SCALED && args->a.quantised && args->b.quantised);
+    for (int64_t m = 0; m < args->rows_max; m++) {
+        units_of_codes(&args->a.q, (UnitRow){0, m}, a, 1);
+        for (int64_t n = 0; n < args->n; n++) {
+            Rows rows = {.a = a, .b = b, .at_a = {0, m}, .at_b = {0, n}};
+            units_of_codes(&args->b.q, rows.at_b, b, 1);
+            for (int group = 0; group < args->groups; group++)
+                store(args, (group * args->rows_max + m) * args->n + n,
+                      element_of_group(args, &rows, group));
+        }
+    }
+}
+
 void quant_gemm_reference(const QuantGemm *args)
 {
     float *a = device_allocate(DEVICE_CPU, 2 * (uint64_t)args->k * sizeof(float)), *b = a + args->k;
-    for (int group = 0; group < args->groups; group++)
+    if (args->sums_over_groups)
+        reference_over_groups(args, a, b);
+    for (int group = 0; group < args->groups && !args->sums_over_groups; group++)
         for (int64_t n = 0; n < args->n; n++) {
             Rows rows = {.a = a, .b = b, .at_b = {group, n}};
             load_row(args, &args->b, rows.at_b, args->n, b, 1);
@@ -358,6 +402,10 @@ void quant_gemm_cpu(const QuantGemm *args, Stream stream)
 {
     (void)stream;
     CHECK_RULE(args->threads >= 1 && (!args->accumulate || args->out_dtype == DTYPE_F32));
+    if (args->sums_over_groups) {
+        quant_gemm_reference(args);
+        return;
+    }
     Plan p = plan_of(args, gemm_tile_best());
     CHECK_RULE(p.tile->rows * p.tile->columns <= SUMS_MAX);
     int64_t rows = 0;
@@ -383,14 +431,16 @@ void quant_gemm_cpu(const QuantGemm *args, Stream stream)
 KernelCost quant_gemm_cost(const QuantGemm *args)
 {
     const QuantOperand *operands[] = {&args->a, &args->b};
-    double bytes = (double)args->rows_expected * (double)args->n *
-                   (double)dtype_bytes(args->out_dtype, args->accumulate ? 2 : 1);
+    const bool over_groups = args->sums_over_groups;
+    double rows = (double)(over_groups ? args->groups * args->rows_max : args->rows_expected);
+    double bytes =
+        rows * (double)args->n * (double)dtype_bytes(args->out_dtype, args->accumulate ? 2 : 1);
     for (int i = 0; i < 2; i++) {
         int64_t elements = (i ? args->groups * args->n : args->rows_expected) * args->k;
         bytes += operands[i]->quantised ? (double)qtensor_bytes(&operands[i]->q).total
                                         : (double)dtype_bytes(args->dtype, (uint64_t)elements);
     }
     return (KernelCost){.bytes = bytes,
-                        .flops =
-                            2.0 * (double)args->rows_expected * (double)args->n * (double)args->k};
+                        .flops = 2.0 * (double)args->rows_expected * (double)args->n *
+                                 (double)(over_groups ? args->rows_max : args->k)};
 }

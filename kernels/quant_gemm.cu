@@ -3,7 +3,8 @@
 //   quant_simt     every recipe and shape, the bits of the CPU; f32, odd sizes, other GPUs
 //   quant_rows     few rows for each weight: codes become bf16 in registers
 //   cuBLASLt       dense: e4m3 under a scale per tensor, per row or per block; bf16
-//   quant_hopper   the rest, grouped and dense: bf16, e4m3 or int8 in the tensor cores
+//   quant_hopper   the rest, grouped and dense, and sums over groups: bf16, e4m3 or int8 in the
+//                  tensor cores
 //
 //   operands                                          in the tensor cores            a, b expanded
 //   values; int8 with plain rows; mx and nvfp4        bf16: values, or codes, or     to bf16,
@@ -17,6 +18,7 @@
 // at 4 bits about 2.5 g n k bytes beside 2 rows n k operations. Scales that are not f32 in rows
 // already are gathered into the workspace.
 #include "kernels/cublas_product.h"
+#include "kernels/expert_operand.h"
 #include "kernels/gemm_ring.cuh"
 #include "kernels/quant_expand.cuh"
 #include "kernels/quant_rows.cuh"
@@ -144,7 +146,8 @@ static void plan_factors(const QuantPlan *plan, const QuantView *v, CublasScale 
     const int64_t matrix =
         kind == CUBLAS_SCALE_128 ? matrix_rows * v->grid_columns : matrix_rows * row;
     const int64_t matrices = one ? 1 : q->matrices;
-    p->factors = QuantFactors{p->gather ? NULL : (const float *)q->scales, one ? 0 : matrix,
+    const bool one_matrix = one || v->scale_matrix == 0; // all groups' scales lie together
+    p->factors = QuantFactors{p->gather ? NULL : (const float *)q->scales, one_matrix ? 0 : matrix,
                               one ? 0 : row, v->grid_columns > 1 ? block : 0};
     if (p->gather)
         p->factors_at = push(bytes, (uint64_t)(matrices * matrix) * sizeof(float));
@@ -157,6 +160,11 @@ static CublasScale cublas_kind(const QuantPlan *p, const QuantView *v)
     if (p->block == 0)
         return v->block_rows == INT64_MAX ? CUBLAS_SCALE_TENSOR : CUBLAS_SCALE_ROW;
     return v->block_rows == 128 ? CUBLAS_SCALE_128_128 : CUBLAS_SCALE_128;
+}
+
+static int b_matrices(const QuantGemm *args)
+{
+    return args->sums_over_groups ? 1 : args->groups;
 }
 
 static QuantPlan quant_plan(const QuantGemm *args)
@@ -184,7 +192,7 @@ static QuantPlan quant_plan(const QuantGemm *args)
         p.a.units_at = push(&p.workspace_bytes, (uint64_t)(args->rows_max * args->k) * unit_bytes);
     if (p.b.expand)
         p.b.units_at =
-            push(&p.workspace_bytes, (uint64_t)(args->groups * args->n * args->k) * unit_bytes);
+            push(&p.workspace_bytes, (uint64_t)(b_matrices(args) * args->n * args->k) * unit_bytes);
     plan_factors(&p, &p.work.a, own_a, &p.a, &p.workspace_bytes);
     plan_factors(&p, &p.work.b, p.kind_b, &p.b, &p.workspace_bytes);
     if (p.cublas)
@@ -204,10 +212,12 @@ static void simt_run(const QuantWork *w, cudaStream_t stream)
     const int blocks_per_processor = 2; // of 256 threads with at most 128 registers
     const unsigned grid =
         gemm_grid(&w->frame, SIMT_TILE, SIMT_TILE, cuda_processors() * blocks_per_processor);
-    if (w->whole)
-        quant_simt<true><<<grid, SIMT_THREADS, 0, stream>>>(*w);
+    if (w->frame.form == GEMM_TN)
+        quant_simt<false, GEMM_TN><<<grid, SIMT_THREADS, 0, stream>>>(*w);
+    else if (w->whole)
+        quant_simt<true, GEMM_NT><<<grid, SIMT_THREADS, 0, stream>>>(*w);
     else
-        quant_simt<false><<<grid, SIMT_THREADS, 0, stream>>>(*w);
+        quant_simt<false, GEMM_NT><<<grid, SIMT_THREADS, 0, stream>>>(*w);
     CHECK_CUDA(cudaGetLastError());
 }
 
@@ -240,8 +250,9 @@ static void units_ready(const QuantPlan *plan, bool is_a, uint8_t *workspace, cu
     QuantExpand expand = {};
     expand.from = is_a ? plan->work.a : plan->work.b;
     expand.rows = is_a ? g->rows_max : g->n;
-    expand.matrices = is_a ? 1 : g->groups;
-    expand.groups = is_a && !plan->dense ? g : NULL;
+    const bool over_groups = g->form == GEMM_TN;
+    expand.matrices = is_a || over_groups ? 1 : g->groups;
+    expand.groups = is_a && !plan->dense && !over_groups ? g : NULL;
     expand.unit = plan->unit;
     expand.scaled = plan->scaled;
     expand.to = workspace + p->units_at;
@@ -278,7 +289,8 @@ static bool rows_run(const QuantGemm *args, const QuantPlan *p, uint8_t *workspa
     const int64_t rows = args->rows_expected > 0 && args->rows_expected < args->rows_max
                              ? args->rows_expected
                              : args->rows_max;
-    if (!p->b.expand || p->unit != QUANT_UNIT_BF16 || rows > (int64_t)FEW_ROWS * args->groups)
+    if (args->sums_over_groups || !p->b.expand || p->unit != QUANT_UNIT_BF16 ||
+        rows > (int64_t)FEW_ROWS * args->groups)
         return false;
     QuantRows q = {};
     q.work = p->work;
@@ -320,11 +332,23 @@ static bool fast_run(const QuantGemm *args, const QuantPlan *p, Stream stream)
     return true;
 }
 
+// Operands of sums over groups: e4m3, rows of blocks, places that columns of 128 begin at.
+static bool codes_suit(const QuantOperand *o)
+{
+    return o->quantised && o->q.rule.code == CODE_E4M3 && o->q.rule.block_rows == 1 &&
+           o->q.code_layout == CODES_BYTES && o->q.scale_layout == SCALES_PLAIN &&
+           o->q.columns % EXPERT_TERMS_ALIGN == 0 &&
+           (o->q.rule.block_columns > 0 || o->q.rule.scale_dtype == DTYPE_F32);
+}
+
 static void quant_gemm_check(const QuantGemm *args)
 {
     CHECK_RULE(args->dtype == DTYPE_F32 || args->dtype == DTYPE_BF16);
     CHECK_RULE(args->out_dtype == args->dtype || args->out_dtype == DTYPE_F32);
     CHECK_RULE(!args->accumulate || args->out_dtype == DTYPE_F32);
+    if (args->sums_over_groups)
+        CHECK_RULE(args->product == PRODUCT_SCALED && args->group_rows && codes_suit(&args->a) &&
+                   codes_suit(&args->b));
     CHECK_RULE(!args->group_rows == !args->group_first && (args->group_rows || args->groups == 1));
     const int64_t most = INT32_MAX - 255; // coordinates inside a matrix are 32 bits wide
     CHECK_RULE(args->n <= most && args->k <= most && args->rows_max <= most);

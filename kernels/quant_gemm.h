@@ -26,7 +26,14 @@
 //   2^-10 sum |a b| for terms of both signs, since there a multiplier keeps some 13 bits of its
 //   sums. Powers of two below 2^-117 may lose bits of the values under them.
 // Only NT: gradients are products of transposed operands, quantised along the sum
-// (experiments/model/moe_quant.h has the table).
+// (experiments/model/moe_quant.h has the table). sums_over_groups is the form of weights' gradients
+// on a device that alone knows the groups' sizes: groups are ranges of columns,
+//
+//   c[g, m, n] = sum of a[m, t] b[n, t] over the columns t of group g
+//
+// SCALED, both operands quantised, of one matrix. Groups begin at multiples of 128; from their ends
+// to the next multiple lie zeros. A block that is a whole row is a group's part of it: its scales
+// are [groups, rows].
 #pragma once
 
 #include "kernels/kernel.h"
@@ -47,14 +54,15 @@ typedef struct QuantGemm {
     DType out_dtype;            // of c: the same or f32
     bool accumulate;            // c += ..., out_dtype f32 only
     bool bits_of_cpu;           // CUDA: slower, see above
+    bool sums_over_groups;      // see above; the CPU takes its plain loops
     int groups;                 //
     const int32_t *group_first; // [groups] device; NULL: dense, one group of all rows_max rows
     const int32_t *group_rows;  // [groups] device; likewise
     int64_t rows_max, n, k;
     QuantOperand a, b;
-    void *c;               // [rows_max, n]
+    void *c;               // [rows_max, n]; sums_over_groups: [groups, rows_max, n]
     void *workspace;       // quant_gemm_workspace_bytes
-    int64_t rows_expected; // over all groups, for the cost
+    int64_t rows_expected; // over all groups, for the cost; sums_over_groups: columns
     int threads;           // CPU: at least 1
 } QuantGemm;
 

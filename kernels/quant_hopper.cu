@@ -33,8 +33,10 @@ enum {
     STEPS = 4,                // wgmma of 32 bytes of terms in a line
 };
 
-template <QuantUnit UNIT, bool BLOCKS, bool B_PER_ROW> struct Variant {
+// FORM: GEMM_NT, or GEMM_TN for sums over the columns of groups, which begin at multiples of 128.
+template <QuantUnit UNIT, bool BLOCKS, bool B_PER_ROW, GemmForm FORM = GEMM_NT> struct Variant {
     static constexpr QuantUnit unit = UNIT;
+    static constexpr GemmForm form = FORM;
     static constexpr bool blocks = BLOCKS, b_per_row = B_PER_ROW;
     static constexpr int columns = BLOCKS ? 128 : 256, sums = columns / 2;
     static constexpr int terms = UNIT == QUANT_UNIT_BF16 ? 64 : 128; // of a stage
@@ -53,9 +55,19 @@ template <> struct SumOf<QUANT_UNIT_S8> {
     typedef int32_t type;
 };
 
-template <typename V> static __device__ __forceinline__ uint32_t chunks_of(const GroupedGemm &frame)
+template <typename V> static __device__ __forceinline__ uint32_t chunks_of(const GemmTile &tile)
 {
-    return (uint32_t)((frame.k + V::terms - 1) / V::terms); // past the end of k lie zeros
+    return (uint32_t)(tile.sum_length + V::terms - 1) / V::terms; // past the end lie zeros
+}
+
+// Where the tile's terms and its rows of a begin.
+template <typename V> static __device__ __forceinline__ int first_term(const GemmTile &tile)
+{
+    return V::form == GEMM_TN ? tile.group_first : 0;
+}
+template <typename V> static __device__ __forceinline__ int a_row(const GemmTile &tile)
+{
+    return (V::form == GEMM_TN ? 0 : tile.group_first) + tile.row;
 }
 
 // One thread: the copy engine fills stage after stage.
@@ -65,19 +77,21 @@ static __device__ __forceinline__ void load(const QuantHopper &args, const typen
 {
     if (threadIdx.x != 0)
         return;
-    const uint32_t chunks = chunks_of<V>(args.frame);
     GemmWalk walk = gemm_walk_begin();
     GemmTile tile;
     uint32_t number = 0;
-    while (gemm_walk_next<GEMM_NT, TILE_ROWS, V::columns, true>(args.frame, &walk, &tile))
+    while (gemm_walk_next<V::form, TILE_ROWS, V::columns, true>(args.frame, &walk, &tile)) {
+        const uint32_t chunks = chunks_of<V>(tile);
         for (uint32_t chunk = 0; chunk < chunks; chunk++, number++) {
             const uint32_t stage = number % V::stages, full = ring.full(stage);
-            const int term = (int)chunk * V::terms;
+            const int term = first_term<V>(tile) + (int)chunk * V::terms;
+            const int matrix = V::form == GEMM_TN ? 0 : tile.group;
             ptx_barrier_wait(ring.empty(stage), (number / V::stages & 1) ^ 1);
             ptx_barrier_arrive_expect(full, V::a_bytes + V::b_bytes);
-            ptx_tensor_load_2d(ring.a(stage), map_a, term, tile.group_first + tile.row, full);
-            ptx_tensor_load_3d(ring.b(stage), map_b, term, tile.column, tile.group, full);
+            ptx_tensor_load_2d(ring.a(stage), map_a, term, a_row<V>(tile), full);
+            ptx_tensor_load_3d(ring.b(stage), map_b, term, tile.column, matrix, full);
         }
+    }
 }
 
 // ---- multiply ----
@@ -135,6 +149,7 @@ struct FactorPlaces {
     bool real[2]; // the row exists
 };
 
+template <GemmForm FORM>
 static __device__ __forceinline__ FactorPlaces factor_places(const QuantHopper &args,
                                                              const GemmTile &tile, int warp_row)
 {
@@ -143,7 +158,9 @@ static __device__ __forceinline__ FactorPlaces factor_places(const QuantHopper &
     for (int i = 0; i < 2; i++) {
         const int row = warp_row + (int)threadIdx.x % 32 / 4 + 8 * i;
         p.real[i] = row < tile.rows_left;
-        p.a[i] = ((int64_t)tile.group_first + tile.row + (p.real[i] ? row : 0)) * args.fa.row;
+        const int64_t first = FORM == GEMM_TN ? tile.row : (int64_t)tile.group_first + tile.row;
+        p.a[i] = (FORM == GEMM_TN ? tile.group * args.fa.matrix : 0) +
+                 (first + (p.real[i] ? row : 0)) * args.fa.row;
     }
     const int64_t b_row = args.block == 0 || args.b_per_row ? tile.column : tile.column / 128;
     p.b = tile.group * args.fb.matrix + b_row * args.fb.row;
@@ -182,15 +199,16 @@ static __device__ __forceinline__ void
 multiply_blocks(const QuantHopper &args, const typename V::Ring &ring, const GemmTile &tile,
                 int warp, uint32_t *number, float *total)
 {
-    const uint32_t chunks = chunks_of<V>(args.frame);
+    const uint32_t chunks = chunks_of<V>(tile);
     const uint32_t per_block = (uint32_t)args.block / V::terms;
-    const FactorPlaces places = factor_places(args, tile, warp * 16);
+    const FactorPlaces places = factor_places<V::form>(args, tile, warp * 16);
     const int half = warp / 4, columns_left = (int)args.frame.n - tile.column;
     Sum sum[V::sums];
 #pragma unroll
     for (int i = 0; i < V::sums; i++)
         sum[i] = 0;
-    for (uint32_t chunk = 0, in_block = 0, block = 0; chunk < chunks; chunk++, ++*number) {
+    int64_t block = first_term<V>(tile) / args.block;
+    for (uint32_t chunk = 0, in_block = 0; chunk < chunks; chunk++, ++*number) {
         const uint32_t stage = *number % V::stages;
         ptx_barrier_wait(ring.full(stage), *number / V::stages & 1);
         multiply_stage<V::unit, V::columns>(
@@ -208,11 +226,11 @@ multiply_blocks(const QuantHopper &args, const typename V::Ring &ring, const Gem
 }
 
 // The factors of rows and columns onto finished sums.
-template <int SUMS>
+template <int SUMS, GemmForm FORM>
 static __device__ __forceinline__ void finish_sums(const QuantHopper &args, const GemmTile &tile,
                                                    int warp_row, float *sum)
 {
-    const FactorPlaces p = factor_places(args, tile, warp_row);
+    const FactorPlaces p = factor_places<FORM>(args, tile, warp_row);
     const int columns_left = (int)args.frame.n - tile.column;
     float a[2] = {factor_at(args.fa, p.a[0]), factor_at(args.fa, p.a[1])};
 #pragma unroll
@@ -242,7 +260,7 @@ static __device__ __forceinline__ void tile_sums(const QuantHopper &args,
                                                  const typename V::Ring &ring, const GemmTile &tile,
                                                  int warp, uint32_t *number, float *total)
 {
-    const uint32_t chunks = chunks_of<V>(args.frame);
+    const uint32_t chunks = chunks_of<V>(tile);
     Sum sum[V::sums];
 #pragma unroll
     for (int i = 0; i < V::sums; i++)
@@ -255,7 +273,7 @@ static __device__ __forceinline__ void tile_sums(const QuantHopper &args,
     for (int i = 0; i < V::sums; i++)
         total[i] = (float)sum[i];
     if (args.finish != QUANT_FINISH_NONE)
-        finish_sums<V::sums>(args, tile, warp * 16, total);
+        finish_sums<V::sums, V::form>(args, tile, warp * 16, total);
 }
 
 template <typename V>
@@ -268,9 +286,9 @@ static __device__ __forceinline__ void compute(const QuantHopper &args,
     GemmWalk walk = gemm_walk_begin();
     GemmTile tile;
     uint32_t number = 0;
-    while (gemm_walk_next<GEMM_NT, TILE_ROWS, V::columns, true>(args.frame, &walk, &tile)) {
+    while (gemm_walk_next<V::form, TILE_ROWS, V::columns, true>(args.frame, &walk, &tile)) {
         if (warp / 4 * HALF_ROWS >= tile.rows_left) {
-            ring_skip(ring, chunks_of<V>(args.frame), &number);
+            ring_skip(ring, chunks_of<V>(tile), &number);
             continue;
         }
         float total[V::sums];
@@ -283,9 +301,9 @@ static __device__ __forceinline__ void compute(const QuantHopper &args,
             tile_sums<V, Sum>(args, ring, tile, warp, &number, total);
         }
         if (args.frame.out_dtype == DTYPE_BF16)
-            store_tile<GEMM_NT, Bf16, V::columns>(args.frame, tile, warp * 16, buffer, total);
+            store_tile<V::form, Bf16, V::columns>(args.frame, tile, warp * 16, buffer, total);
         else
-            store_tile<GEMM_NT, float, V::columns>(args.frame, tile, warp * 16, buffer, total);
+            store_tile<V::form, float, V::columns>(args.frame, tile, warp * 16, buffer, total);
     }
 }
 
@@ -322,14 +340,25 @@ template <typename V> static void launch(const QuantHopper *args, cudaStream_t s
 {
     const GroupedGemm *g = &args->frame;
     const DType type = V::unit == QUANT_UNIT_BF16 ? DTYPE_BF16 : DTYPE_U8;
+    const int b_matrices = V::form == GEMM_TN ? 1 : g->groups;
     const RingOperand a = {args->a, type, g->k, g->rows_max, 0, g->k, TILE_ROWS};
-    const RingOperand b = {args->b, type, g->k, g->n, g->groups, g->k, V::columns};
+    const RingOperand b = {args->b, type, g->k, g->n, b_matrices, g->k, V::columns};
     const CUtensorMap map_a = ring_map(&a), map_b = ring_map(&b);
     CHECK_CUDA(cudaFuncSetAttribute((const void *)quant_hopper_kernel<V>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, V::shared_bytes));
     const unsigned grid = gemm_grid(g, TILE_ROWS, V::columns, cuda_processors());
     quant_hopper_kernel<V><<<grid, THREADS, V::shared_bytes, stream>>>(*args, map_a, map_b);
     CHECK_CUDA(cudaGetLastError());
+}
+
+static void launch_over_groups(const QuantHopper *args, cudaStream_t stream)
+{
+    if (args->unit == QUANT_UNIT_BF16)
+        launch<Variant<QUANT_UNIT_BF16, false, false, GEMM_TN>>(args, stream);
+    else if (args->block == 0)
+        launch<Variant<QUANT_UNIT_E4M3, false, false, GEMM_TN>>(args, stream);
+    else
+        launch<Variant<QUANT_UNIT_E4M3, true, true, GEMM_TN>>(args, stream);
 }
 
 bool quant_hopper_suits(const QuantHopper *args)
@@ -346,7 +375,9 @@ void quant_hopper(const QuantHopper *args, cudaStream_t stream)
     const QuantUnit unit = args->unit;
     CHECK_RULE(args->block % 128 == 0 && (args->block == 0 || unit != QUANT_UNIT_BF16));
     CHECK_RULE(args->block == 0 || args->finish == QUANT_FINISH_NONE);
-    if (args->block == 0 && unit == QUANT_UNIT_BF16)
+    if (args->frame.form == GEMM_TN)
+        launch_over_groups(args, stream);
+    else if (args->block == 0 && unit == QUANT_UNIT_BF16)
         launch<Variant<QUANT_UNIT_BF16, false, false>>(args, stream);
     else if (args->block == 0 && unit == QUANT_UNIT_E4M3)
         launch<Variant<QUANT_UNIT_E4M3, false, false>>(args, stream);

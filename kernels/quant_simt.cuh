@@ -18,6 +18,12 @@ struct SimtShared {
     float a_scale[SIMT_TILE], b_scale[SIMT_TILE];
 };
 
+// The tile's first row of a.
+template <GemmForm FORM> static __device__ __forceinline__ int64_t a_row(const GemmTile &tile)
+{
+    return (FORM == GEMM_TN ? 0 : (int64_t)tile.group_first) + tile.row;
+}
+
 // Row `line` of the tile's operand, where it exists; a's rows are those of one matrix.
 static __device__ __forceinline__ void quant_simt_stage(const QuantView &v, int matrix,
                                                         int64_t first_row, int rows, int64_t column,
@@ -48,8 +54,9 @@ static __device__ __forceinline__ void quant_simt_terms(const SimtShared &shared
     }
 }
 
-// The sums over columns [first, last) of the thread's 4 x 4.
-template <bool WHOLE>
+// The sums over columns [first, last) of the thread's 4 x 4. FORM here and below: GEMM_TN for sums
+// over the columns of groups, whose tiles lie as those of weights' gradients.
+template <bool WHOLE, GemmForm FORM>
 static __device__ __forceinline__ void quant_simt_block(const QuantWork &w, const GemmTile &tile,
                                                         SimtShared *shared, int64_t first,
                                                         int64_t last, float (&chain)[4][4])
@@ -58,9 +65,8 @@ static __device__ __forceinline__ void quant_simt_block(const QuantWork &w, cons
     const int columns = (int)min((int64_t)SIMT_TILE, w.frame.n - tile.column);
     double whole[4][4] = {};
     for (int64_t k = first; k < last; k += SIMT_TERMS) {
-        quant_simt_stage(w.a, 0, (int64_t)tile.group_first + tile.row, tile.rows_left, k,
-                         shared->a);
-        quant_simt_stage(w.b, tile.group, tile.column, columns, k, shared->b);
+        quant_simt_stage(w.a, 0, a_row<FORM>(tile), tile.rows_left, k, shared->a);
+        quant_simt_stage(w.b, FORM == GEMM_TN ? 0 : tile.group, tile.column, columns, k, shared->b);
         __syncthreads();
         const int64_t left = last - k;
         quant_simt_terms(*shared, row, column, left < SIMT_TERMS ? (int)left : SIMT_TERMS, chain);
@@ -81,23 +87,24 @@ static __device__ __forceinline__ void quant_simt_block(const QuantWork &w, cons
     }
 }
 
-template <bool WHOLE>
+template <bool WHOLE, GemmForm FORM>
 static __device__ __forceinline__ void quant_simt_tile(const QuantWork &w, const GemmTile &tile,
                                                        SimtShared *shared, float (&total)[4][4])
 {
     const int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
     const bool scaled = w.product == PRODUCT_SCALED;
-    for (int64_t first = 0; first < w.frame.k; first += w.block) {
-        const int64_t last = min(first + w.block, w.frame.k);
+    const int64_t begin = FORM == GEMM_TN ? tile.group_first : 0, end = begin + tile.sum_length;
+    for (int64_t first = begin; first < end; first += w.block) {
+        const int64_t last = min(first + w.block, end);
         const int line = threadIdx.x % SIMT_TILE;
         if (scaled && threadIdx.x < SIMT_TILE && line < tile.rows_left)
             shared->a_scale[line] =
-                view_scale(w.a, 0, (int64_t)tile.group_first + tile.row + line, first);
+                view_scale(w.a, FORM == GEMM_TN ? tile.group : 0, a_row<FORM>(tile) + line, first);
         else if (scaled && threadIdx.x >= SIMT_TILE && threadIdx.x < 2 * SIMT_TILE &&
                  tile.column + line < w.frame.n)
             shared->b_scale[line] = view_scale(w.b, tile.group, tile.column + line, first);
         float chain[4][4] = {};
-        quant_simt_block<WHOLE>(w, tile, shared, first, last, chain);
+        quant_simt_block<WHOLE, FORM>(w, tile, shared, first, last, chain);
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             float *sum = &total[i / 4][i % 4];
@@ -111,17 +118,17 @@ static __device__ __forceinline__ void quant_simt_tile(const QuantWork &w, const
     }
 }
 
-template <bool WHOLE>
+template <bool WHOLE, GemmForm FORM>
 __global__ void __launch_bounds__(SIMT_THREADS) quant_simt(const __grid_constant__ QuantWork w)
 {
     __shared__ __align__(16) SimtShared shared;
     const int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
     GemmWalk walk = gemm_walk_begin();
     GemmTile tile;
-    while (gemm_walk_next<GEMM_NT, SIMT_TILE, SIMT_TILE, true>(w.frame, &walk, &tile)) {
+    while (gemm_walk_next<FORM, SIMT_TILE, SIMT_TILE, true>(w.frame, &walk, &tile)) {
         float total[4][4] = {};
-        quant_simt_tile<WHOLE>(w, tile, &shared, total);
-        const int64_t first_row = (int64_t)tile.group_first + tile.row;
+        quant_simt_tile<WHOLE, FORM>(w, tile, &shared, total);
+        const int64_t first_row = a_row<FORM>(tile), c_row = gemm_c_row<FORM>(w.frame, tile);
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             const int r = row + i / 4, n = column + i % 4;
@@ -130,7 +137,7 @@ __global__ void __launch_bounds__(SIMT_THREADS) quant_simt(const __grid_constant
             const float value =
                 quant_finish(w, total[i / 4][i % 4], quant_factor(w, w.a, 0, first_row + r),
                              quant_factor(w, w.b, tile.group, tile.column + n));
-            simt_store(w.frame, (first_row + r) * w.frame.n + tile.column + n, value);
+            simt_store(w.frame, (c_row + r) * w.frame.n + tile.column + n, value);
         }
     }
 }

@@ -64,6 +64,8 @@ static inline QuantView quant_view(const QuantGemm *args, const QuantOperand *op
     v.block_columns = qtensor_block_columns(q);
     v.grid_rows = qtensor_grid_rows(q);
     v.grid_columns = qtensor_grid_columns(q);
+    if (args->sums_over_groups) // scales are those of groups, or of one matrix
+        v.scale_matrix = q->rule.block_columns == 0 ? q->rows : 0;
     return v;
 }
 
@@ -75,7 +77,8 @@ static inline bool quant_is_whole(const QuantOperand *o)
 static inline QuantWork quant_work(const QuantGemm *args)
 {
     QuantWork w = {};
-    w.frame.form = GEMM_NT;
+    w.frame.form = args->sums_over_groups ? GEMM_TN : GEMM_NT;
+    w.frame.m = args->rows_max;
     w.frame.dtype = args->dtype;
     w.frame.out_dtype = args->out_dtype;
     w.frame.accumulate = args->accumulate;

@@ -27,9 +27,9 @@ typedef struct Sums {
     MoeWeights weights; // storage dtype, all experts
     MoeGradients
         experts; // w13 and w2 summed over groups; the dense members are those of the current group
-    MoeWeights *of_rank;    // [world ranks] dense partials
-    float amax[MOE_AMAXES]; // over all groups, where a scale needs it
-    bool spans, only_amax;  // it does; this pass is only to find it
+    MoeWeights *of_rank;   // [world ranks] dense partials
+    float *amax;           // [MOE_AMAXES] device: over all groups, where a scale needs it
+    bool spans, only_amax; // it does; this pass is only to find it
 } Sums;
 
 static Group group_create(const LayerSpread *spread, int replica)
@@ -288,12 +288,13 @@ static void find_amaxes(const LayerReference *reference, Sums *sums, LayerResult
 {
     MoeConfig c = config_of(reference);
     sums->spans = moe_quant_spans_replicas(&c);
+    sums->amax = ARENA_PUSH(sums->arena, float, MOE_AMAXES, MEMORY_ACTIVATIONS);
+    device_fill(sums->amax, 0, MOE_AMAXES * sizeof(float), sums->stream);
     if (!sums->spans || reference->spread->replica_axes.ranks == 1)
         return;
     sums->only_amax = true;
     for (int i = 0; i < MOE_AMAXES; i++) {
-        for (int later = i; later < MOE_AMAXES; later++)
-            sums->amax[later] = 0;
+        device_fill(sums->amax + i, 0, (uint64_t)(MOE_AMAXES - i) * sizeof(float), sums->stream);
         run_groups(reference, sums, result);
     }
     sums->only_amax = false;

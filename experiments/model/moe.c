@@ -173,7 +173,7 @@ Moe *moe_create(const MoeSettings *settings)
                                       .hidden = c->hidden,
                                       .tokens = settings->tokens,
                                       .dtype = c->dtype,
-                                      .align = settings->align,
+                                      .align = moe_quant_align(settings),
                                       .exact = settings->exact,
                                       .transport = settings->transport,
                                       .arena = settings->arena,

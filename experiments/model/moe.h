@@ -71,8 +71,9 @@ typedef struct MoeSettings {
     int group_size; // experts per virtual rank, for the fast mode's grouping of sums; 0 = none
     int parts;      // virtual ranks whose tokens these are; 0 = one
     const int64_t *part_tokens; // [parts] tokens of each, in order; sum = tokens
-    // Recipes with one activation scale for all: [MOE_AMAXES] the largest magnitudes known so far,
-    // which a forward raises; a reference carries them from group to group. NULL = start from 0.
+    // Recipes with one activation scale for all: [MOE_AMAXES] in device memory, the largest
+    // magnitudes known so far, which a forward raises; a reference carries them from group to
+    // group. NULL = start from 0.
     float *amax;
 } MoeSettings;
 

@@ -3,16 +3,17 @@
 #include "experiments/model/moe_quant.h"
 #include "experiments/model/moe_state.h"
 #include "kernels/cast.h"
+#include "kernels/expert_operand.h"
 #include "kernels/quant_gemm.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 struct MoeQuant {
     Recipe recipe;
     QuantRule transposed_weights;
     // Operands, planned for the most rows; without memory where the recipe leaves values alone.
     QTensor left[MOE_PRODUCTS], right[MOE_PRODUCTS];
+    float *amax;      // [1] device: where one scale is made from the rows of all ranks
     char *rows;       // [expert_rows_max, hidden]: rows that an index names, side by side
     char *transposed; // weights, or both operands of a weight gradient
     void *workspace;
@@ -73,6 +74,25 @@ static const QuantRule *right_rule(const MoeQuant *quant, MoeProduct which)
                                : &quant->transposed_weights;
 }
 
+static bool has_recipe(const MoeConfig *config)
+{
+    return config->recipe && (config->recipe->weights.method != QUANT_NONE);
+}
+
+// Weight gradients of all experts in one product, for which the host need not know their rows.
+static bool all_at_once(const MoeSettings *s)
+{
+    return s->device != DEVICE_CPU;
+}
+
+int moe_quant_align(const MoeSettings *settings)
+{
+    int align = settings->align;
+    if (!has_recipe(&settings->config) || settings->forward_only || !all_at_once(settings))
+        return align;
+    return (int)round_up(align, EXPERT_TERMS_ALIGN);
+}
+
 // Plans both operands for `rows` rows of all experts. A plain operand has an empty plan.
 static bool plan(const MoeConfig *c, MoeQuant *quant, MoeProduct which, int64_t experts,
                  int64_t rows, Error *error)
@@ -98,11 +118,6 @@ static bool plan(const MoeConfig *c, MoeQuant *quant, MoeProduct which, int64_t 
 static MoeQuant with_recipe(const Recipe *recipe)
 {
     return (MoeQuant){.recipe = *recipe, .transposed_weights = transposed_rule(recipe)};
-}
-
-static bool has_recipe(const MoeConfig *config)
-{
-    return config->recipe && (config->recipe->weights.method != QUANT_NONE);
 }
 
 bool moe_quant_check(const MoeConfig *config, bool forward_only, Error *error)
@@ -132,32 +147,47 @@ bool moe_quant_spans_replicas(const MoeConfig *config)
 
 // ---- buffers ----
 
+// Columns of a weight gradient's operands at most.
+static int64_t terms_max(const Moe *moe)
+{
+    int64_t rows = ep_rows(moe->ep)->expert_rows_max;
+    return all_at_once(&moe->settings) ? round_up(rows, EXPERT_TERMS_ALIGN)
+                                       : padded(moe->quant, rows);
+}
+
 static QuantGemm gemm_of(const Moe *moe, MoeProduct which)
 {
     const MoeConfig *c = &moe->settings.config;
     const EpRows *rows = ep_rows(moe->ep);
     const MoeQuant *quant = moe->quant;
     Shape s = shape_of(c, which);
-    bool gradient = is_gradient(which);
+    bool gradient = is_gradient(which), together = gradient && all_at_once(&moe->settings);
     return (QuantGemm){
         .product = quant->recipe.form,
         .dtype = c->dtype,
         .out_dtype = c->dtype,
-        .groups = gradient ? 1 : rows->experts_local,
+        .bits_of_cpu = moe->settings.exact,
+        .sums_over_groups = together,
+        .groups = gradient && !together ? 1 : rows->experts_local,
         .group_first = rows->group_first,
         .group_rows = rows->group_rows,
         .rows_max = gradient ? s.m : rows->expert_rows_max,
         .n = s.n,
-        .k = gradient ? padded(quant, rows->expert_rows_max) : s.k,
+        .k = gradient ? terms_max(moe) : s.k,
         .a = {.quantised = quant->left[which].rule.method != QUANT_NONE, .q = quant->left[which]},
         .b = {.quantised = quant->right[which].rule.method != QUANT_NONE, .q = quant->right[which]},
         .threads = moe->settings.threads};
 }
 
-static void push_operand(QTensor *q, Arena *arena)
+// groups: of scales, where a block is a whole row of a group.
+static void push_operand(QTensor *q, int groups, Arena *arena)
 {
-    if (q->rule.method != QUANT_NONE)
-        qtensor_push(q, arena, MEMORY_ACTIVATIONS);
+    if (q->rule.method == QUANT_NONE)
+        return;
+    qtensor_push(q, arena, MEMORY_ACTIVATIONS);
+    if (groups > 1 && q->rule.block_columns == 0)
+        q->scales =
+            arena_push(arena, (uint64_t)groups * qtensor_bytes(q).scales, MEMORY_ACTIVATIONS);
 }
 
 MoeQuant *moe_quant_create(const Moe *moe)
@@ -166,8 +196,6 @@ MoeQuant *moe_quant_create(const Moe *moe)
     const MoeConfig *c = &s->config;
     if (!has_recipe(c))
         return NULL;
-    if (s->device != DEVICE_CPU)
-        kernel_missing("quant_gemm", s->device);
     MoeQuant *quant = calloc(1, sizeof(*quant));
     CHECK(quant != NULL, EXIT_CODE_HARDWARE, "free some memory", "no memory for a recipe");
     *quant = with_recipe(c->recipe);
@@ -179,9 +207,13 @@ MoeQuant *moe_quant_create(const Moe *moe)
         MoeProduct which = (MoeProduct)i;
         Shape shape = shape_of(c, which);
         Error error = {0};
-        CHECK_RULE(plan(c, quant, which, rows->experts_local, rows->expert_rows_max, &error));
-        push_operand(&quant->left[which], s->arena);
-        push_operand(&quant->right[which], s->arena);
+        bool together = is_gradient(which) && all_at_once(s);
+        int64_t rows_max = is_gradient(which) ? terms_max(&with) : rows->expert_rows_max;
+        CHECK_RULE(plan(c, quant, which, rows->experts_local, rows_max, &error));
+        quant->right[which].scale_layout =
+            together ? SCALES_PLAIN : quant->right[which].scale_layout;
+        push_operand(&quant->left[which], together ? rows->experts_local : 1, s->arena);
+        push_operand(&quant->right[which], together ? rows->experts_local : 1, s->arena);
         QuantGemm gemm = gemm_of(&with, which);
         uint64_t bytes = quant_gemm_workspace_bytes(&gemm, s->device);
         workspace = bytes > workspace ? bytes : workspace;
@@ -193,6 +225,7 @@ MoeQuant *moe_quant_create(const Moe *moe)
     quant->workspace = arena_push(s->arena, workspace, MEMORY_SCRATCH);
     quant->transposed = arena_push(s->arena, transposed, MEMORY_SCRATCH);
     uint64_t row_bytes = dtype_bytes(c->dtype, (uint64_t)c->hidden);
+    quant->amax = ARENA_PUSH(s->arena, float, 1, MEMORY_SCRATCH);
     quant->rows = arena_push(s->arena, (uint64_t)rows->expert_rows_max * row_bytes, MEMORY_SCRATCH);
     return quant;
 }
@@ -205,69 +238,29 @@ void moe_quant_destroy(MoeQuant *quant)
 // ---- values ----
 
 // The rows of the experts side by side; row r of the result is that of expert row r.
-static const char *gather(const Moe *moe, const GroupedGemm *product)
+static const char *gather(const Moe *moe, const GroupedGemm *product, Stream stream)
 {
+    const EpRows *rows = ep_rows(moe->ep);
     if (!product->a_index)
         return product->a;
-    uint64_t bytes = dtype_bytes(product->dtype, (uint64_t)product->a_stride);
-    for (int group = 0; group < product->groups; group++)
-        for (int64_t i = 0; i < product->group_rows[group]; i++) {
-            int64_t row = product->group_first[group] + i;
-            memcpy(moe->quant->rows + (uint64_t)row * bytes,
-                   (const char *)product->a + (uint64_t)product->a_index[row] * bytes, bytes);
-        }
+    CHECK_RULE(product->a_index == rows->row_of_expert_row);
+    moe_scale_rows(&(MoeScaleRows){.hidden = product->a_stride,
+                                   .rows_max = rows->expert_rows_max,
+                                   .dtype = product->dtype,
+                                   .x = product->a,
+                                   .row_of_expert_row = rows->row_of_expert_row,
+                                   .rows_total = rows->rows_total,
+                                   .out = moe->quant->rows},
+                   stream);
     return moe->quant->rows;
-}
-
-// A matrix to be transposed: row i of `from` is row index[i] where there is an index.
-typedef struct Transpose {
-    const char *from;
-    const int32_t *index;
-    int64_t rows, columns; // of from
-    int64_t rows_padded;   // columns of to: the rest are zeros
-    DType dtype;
-    char *to; // [columns, rows_padded]
-} Transpose;
-
-enum { TRANSPOSE_TILE = 32 };
-
-static void transpose_tile(const Transpose *t, int64_t first_column)
-{
-    int64_t end = first_column + TRANSPOSE_TILE;
-    uint64_t bytes = dtype_bytes(t->dtype, 1);
-    end = end < t->columns ? end : t->columns;
-    for (int64_t i = 0; i < t->rows; i++) {
-        int64_t row = t->index ? t->index[i] : i;
-        for (int64_t c = first_column; c < end; c++)
-            memcpy(t->to + (uint64_t)(c * t->rows_padded + i) * bytes,
-                   t->from + (uint64_t)(row * t->columns + c) * bytes, bytes);
-    }
-    for (int64_t c = first_column; c < end; c++)
-        memset(t->to + (uint64_t)(c * t->rows_padded + t->rows) * bytes, 0,
-               (uint64_t)(t->rows_padded - t->rows) * bytes);
-}
-
-static void transpose(const Transpose *t, int threads)
-{
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t c = 0; c < t->columns; c += TRANSPOSE_TILE)
-        transpose_tile(t, c);
 }
 
 // ---- scales that span ranks ----
 
-static uint32_t larger_bits(uint32_t a, float b)
+// Collective(comm). The largest on all ranks, NaN if any is: magnitudes order as their bits do.
+static void largest(Comm comm, float *amax, Stream stream)
 {
-    uint32_t bits = format_f32_bits(b); // of a magnitude: in its order, NaN above all
-    return bits > a ? bits : a;
-}
-
-// Collective(comm). The largest on all ranks; NaN if any is.
-static float largest(Comm comm, float amax, Stream stream)
-{
-    int32_t bits = (int32_t)format_f32_bits(amax);
-    comm_all_reduce(comm, &bits, &bits, 1, DTYPE_I32, COMM_MAX, stream);
-    return format_f32_value((uint32_t)bits);
+    comm_all_reduce(comm, amax, amax, 1, DTYPE_I32, COMM_MAX, stream);
 }
 
 static bool one_scale(const QTensor *q)
@@ -276,25 +269,29 @@ static bool one_scale(const QTensor *q)
 }
 
 // Of the experts' rows on all ranks, and of what a reference saw before.
-static float activations_amax(Moe *moe, MoeProduct which, const GroupedGemm *product,
-                              const char *values, Stream stream)
+static void activations_amax(Moe *moe, MoeProduct which, const GroupedGemm *product,
+                             const char *values, Stream stream)
 {
-    uint64_t bytes = dtype_bytes(product->dtype, (uint64_t)product->k);
-    uint32_t most = 0;
-    for (int group = 0; group < product->groups; group++)
-        most = larger_bits(
-            most, cast_loops_best()->amax(product->dtype,
-                                          values + (uint64_t)product->group_first[group] * bytes,
-                                          product->group_rows[group] * product->k));
     const MoeSettings *s = &moe->settings;
-    float amax = largest(s->experts_comm, format_f32_value(most), stream);
-    amax = largest(s->replicas_comm, amax, stream);
-    if (s->amax) {
-        CHECK_RULE(is_forward(which));
-        amax = format_f32_value(larger_bits(format_f32_bits(s->amax[which]), amax));
-        s->amax[which] = amax;
-    }
-    return amax;
+    const EpRows *rows = ep_rows(moe->ep);
+    float *amax = moe->quant->amax;
+    CHECK_RULE(is_forward(which) || !s->amax);
+    if (s->amax)
+        device_copy(amax, s->amax + which, sizeof(float), stream);
+    else
+        device_fill(amax, 0, sizeof(float), stream);
+    rows_amax(&(RowsAmax){.rows = rows->expert_rows_max,
+                          .columns = product->k,
+                          .dtype = product->dtype,
+                          .values = values,
+                          .row_map = rows->row_of_expert_row,
+                          .rows_total = rows->rows_total,
+                          .amax = amax},
+              stream);
+    largest(s->experts_comm, amax, stream);
+    largest(s->replicas_comm, amax, stream);
+    if (s->amax)
+        device_copy(s->amax + which, amax, sizeof(float), stream);
 }
 
 // ---- casts ----
@@ -316,21 +313,26 @@ static QTensor part_of(const QTensor *q, int64_t first, int64_t rows)
     return part;
 }
 
+// Where the host knows the groups, only their rows; else all that there can be, each by itself.
 static void cast_rows(Moe *moe, MoeProduct which, const GroupedGemm *product, const char *values,
                       Stream stream)
 {
     const QTensor *q = &moe->quant->left[which];
     uint64_t bytes = dtype_bytes(product->dtype, (uint64_t)product->k);
-    float amax = 0;
-    if (one_scale(q))
-        amax = activations_amax(moe, which, product, values, stream);
+    Cast args = {.values = values, .to = *q, .threads = moe->settings.threads};
+    if (one_scale(q)) {
+        activations_amax(moe, which, product, values, stream);
+        args.amax = moe->quant->amax;
+    }
+    if (stream.device != DEVICE_CPU) {
+        cast(&args, stream);
+        return;
+    }
     for (int group = 0; group < product->groups; group++) {
         int64_t first = product->group_first[group];
-        cast(&(Cast){.values = values + (uint64_t)first * bytes,
-                     .amax = one_scale(q) ? &amax : NULL,
-                     .to = part_of(q, first, product->group_rows[group]),
-                     .threads = moe->settings.threads},
-             stream);
+        args.values = values + (uint64_t)first * bytes;
+        args.to = part_of(q, first, product->group_rows[group]);
+        cast(&args, stream);
     }
 }
 
@@ -342,22 +344,27 @@ static void cast_weights(Moe *moe, MoeProduct which, const void *weights, Stream
     const QTensor *q = &quant->right[which];
     Shape s = shape_of(c, which);
     int64_t experts = q->shape[0];
-    uint64_t bytes = dtype_bytes(c->dtype, (uint64_t)(s.n * s.k));
-    for (int64_t e = 0; e < experts && !is_forward(which); e++)
-        transpose(&(Transpose){.from = (const char *)weights + (uint64_t)e * bytes,
-                               .rows = s.k,
-                               .columns = s.n,
-                               .rows_padded = s.k,
-                               .dtype = c->dtype,
-                               .to = quant->transposed + (uint64_t)e * bytes},
-                  moe->settings.threads);
+    if (!is_forward(which))
+        rows_transpose(&(RowsTranspose){.matrices = experts,
+                                        .rows = s.k,
+                                        .columns = s.n,
+                                        .dtype = c->dtype,
+                                        .from = weights,
+                                        .to_columns = s.k,
+                                        .to = quant->transposed},
+                       stream);
     const void *values = is_forward(which) ? weights : quant->transposed;
     Cast args = {.values = values, .to = *q, .threads = moe->settings.threads};
-    float amax = 0;
     if (q->rule.block_rows == 0) { // one scale for all experts
-        amax = cast_loops_best()->amax(c->dtype, values, experts * s.n * s.k);
-        amax = largest(moe->settings.experts_comm, amax, stream);
-        args.amax = &amax;
+        device_fill(quant->amax, 0, sizeof(float), stream);
+        rows_amax(&(RowsAmax){.rows = experts * s.n,
+                              .columns = s.k,
+                              .dtype = c->dtype,
+                              .values = values,
+                              .amax = quant->amax},
+                  stream);
+        largest(moe->settings.experts_comm, quant->amax, stream);
+        args.amax = quant->amax;
     }
     cast(&args, stream);
 }
@@ -368,7 +375,7 @@ static void rows_product(Moe *moe, MoeProduct which, const GroupedGemm *product,
 {
     MoeQuant *quant = moe->quant;
     QuantGemm gemm = gemm_of(moe, which);
-    const char *values = gather(moe, product);
+    const char *values = gather(moe, product, stream);
     gemm.a.values = values;
     gemm.b.values = product->b;
     gemm.c = product->c;
@@ -381,31 +388,45 @@ static void rows_product(Moe *moe, MoeProduct which, const GroupedGemm *product,
     quant_gemm(&gemm, stream);
 }
 
-// One side of a weight gradient: the rows of one expert, transposed and quantised along them.
+// One side of a weight gradient: expert rows, transposed and quantised along them.
 typedef struct Side {
     const void *values;
-    const int32_t *index;
-    int64_t first, rows, columns; // of the expert; its width
-    char *transposed;             // [columns, rows padded]
-    QTensor q;                    // planned for the most rows
+    const int32_t *index; // the expert rows' own, or NULL
+    int64_t columns;      // its width
+    char *transposed;     // [columns, terms]
+    QTensor q;            // planned for the most rows
 } Side;
 
-static QuantOperand make_side(Moe *moe, const Side *side, Stream stream)
+// Rows [first, first + rows) alone; rows_total: `rows` where the device reads it.
+static void transpose_side(const Moe *moe, const Side *side, int64_t first, int64_t rows,
+                           const int32_t *rows_total, int64_t terms, Stream stream)
 {
-    const MoeConfig *c = &moe->settings.config;
+    const DType dtype = moe->settings.config.dtype;
+    const int32_t *map = ep_rows(moe->ep)->row_of_expert_row;
+    CHECK_RULE(!side->index || side->index == map);
+    uint64_t skipped = side->index ? 0 : (uint64_t)(first * side->columns);
+    rows_transpose(
+        &(RowsTranspose){.matrices = 1,
+                         .rows = rows,
+                         .columns = side->columns,
+                         .dtype = dtype,
+                         .from = (const char *)side->values + dtype_bytes(dtype, skipped),
+                         .row_map = map + first,
+                         .mapped = side->index != NULL,
+                         .rows_total = rows_total,
+                         .to_columns = terms,
+                         .to = side->transposed},
+        stream);
+}
+
+static QuantOperand side_of_expert(const Moe *moe, const Side *side, int64_t first, int32_t rows,
+                                   Stream stream)
+{
     QuantOperand operand = {.quantised = true};
-    int64_t shape[] = {side->columns, padded(moe->quant, side->rows)};
-    uint64_t skipped = side->index ? 0 : (uint64_t)(side->first * side->columns);
+    int64_t shape[] = {side->columns, padded(moe->quant, rows)};
     Error error = {0};
-    transpose(&(Transpose){.from = (const char *)side->values + dtype_bytes(c->dtype, skipped),
-                           .index = side->index ? side->index + side->first : NULL,
-                           .rows = side->rows,
-                           .columns = side->columns,
-                           .rows_padded = shape[1],
-                           .dtype = c->dtype,
-                           .to = side->transposed},
-              moe->settings.threads);
-    CHECK_RULE(qtensor_plan(&side->q.rule, c->dtype, 2, shape, &operand.q, &error));
+    transpose_side(moe, side, first, rows, &rows, shape[1], stream);
+    CHECK_RULE(qtensor_plan(&side->q.rule, side->q.input, 2, shape, &operand.q, &error));
     operand.q.codes = side->q.codes;
     operand.q.scales = side->q.scales;
     operand.q.scale_layout = SCALES_PLAIN;
@@ -414,41 +435,67 @@ static QuantOperand make_side(Moe *moe, const Side *side, Stream stream)
     return operand;
 }
 
-static void gradient_product(Moe *moe, MoeProduct which, const GroupedGemm *product, Stream stream)
+static QuantOperand side_of_all(const Moe *moe, const Side *side, Stream stream)
 {
-    MoeQuant *quant = moe->quant;
+    const EpRows *rows = ep_rows(moe->ep);
+    transpose_side(moe, side, 0, rows->expert_rows_max, rows->rows_total, side->q.columns, stream);
+    if (side->q.rule.block_columns > 0)
+        cast(&(Cast){.values = side->transposed, .to = side->q}, stream);
+    else
+        group_cast(&(GroupCast){.values = side->transposed,
+                                .groups = rows->experts_local,
+                                .group_first = rows->group_first,
+                                .group_columns = rows->group_rows,
+                                .to = side->q},
+                   stream);
+    return (QuantOperand){.quantised = true, .q = side->q};
+}
+
+// One expert after the other, as the host knows their rows.
+static void gradients_of_experts(Moe *moe, MoeProduct which, const GroupedGemm *product,
+                                 const Side sides[2], Stream stream)
+{
     Shape s = shape_of(&moe->settings.config, which);
     uint64_t out_bytes = dtype_bytes(product->out_dtype, (uint64_t)(s.m * s.n));
     for (int group = 0; group < product->groups; group++) {
-        int64_t rows = product->group_rows[group], first = product->group_first[group];
-        uint64_t left_bytes = dtype_bytes(product->dtype, (uint64_t)(s.m * padded(quant, rows)));
-        int32_t zero = 0, all = (int32_t)s.m;
-        Side left = {.values = product->a,
-                     .index = product->a_index,
-                     .first = first,
-                     .rows = rows,
-                     .columns = s.m,
-                     .transposed = quant->transposed,
-                     .q = quant->left[which]};
-        Side right = {.values = product->b,
-                      .index = product->b_index,
-                      .first = first,
-                      .rows = rows,
-                      .columns = s.n,
-                      .transposed = quant->transposed + left_bytes,
-                      .q = quant->right[which]};
+        int32_t rows = product->group_rows[group], zero = 0, all = (int32_t)s.m;
+        int64_t first = product->group_first[group];
         QuantGemm gemm = gemm_of(moe, which);
-        gemm.k = padded(quant, rows);
-        gemm.a = make_side(moe, &left, stream);
-        gemm.b = make_side(moe, &right, stream);
+        gemm.k = padded(moe->quant, rows);
+        gemm.a = side_of_expert(moe, &sides[0], first, rows, stream);
+        gemm.b = side_of_expert(moe, &sides[1], first, rows, stream);
         gemm.group_first = &zero;
         gemm.group_rows = &all;
         gemm.out_dtype = product->out_dtype;
         gemm.accumulate = product->accumulate;
         gemm.c = (char *)product->c + (uint64_t)group * out_bytes;
-        gemm.workspace = quant->workspace;
+        gemm.workspace = moe->quant->workspace;
         quant_gemm(&gemm, stream);
     }
+}
+
+static void gradient_product(Moe *moe, MoeProduct which, const GroupedGemm *product, Stream stream)
+{
+    MoeQuant *quant = moe->quant;
+    const MoeConfig *c = &moe->settings.config;
+    Shape s = shape_of(c, which);
+    uint64_t left_bytes = dtype_bytes(c->dtype, (uint64_t)(s.m * terms_max(moe)));
+    const Side sides[2] = {
+        {product->a, product->a_index, s.m, quant->transposed, quant->left[which]},
+        {product->b, product->b_index, s.n, quant->transposed + left_bytes, quant->right[which]}};
+    if (!all_at_once(&moe->settings)) {
+        gradients_of_experts(moe, which, product, sides, stream);
+        return;
+    }
+    QuantGemm gemm = gemm_of(moe, which);
+    gemm.a = side_of_all(moe, &sides[0], stream);
+    gemm.b = side_of_all(moe, &sides[1], stream);
+    gemm.out_dtype = product->out_dtype;
+    gemm.accumulate = product->accumulate;
+    gemm.c = product->c;
+    gemm.workspace = quant->workspace;
+    gemm.rows_expected = product->rows_expected;
+    quant_gemm(&gemm, stream);
 }
 
 void moe_product(Moe *moe, MoeProduct which, const GroupedGemm *product, Stream stream)

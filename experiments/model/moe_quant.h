@@ -18,9 +18,11 @@
 // All codes are rounded to nearest, ties to even. w^T has the activations' lower bound, so that a
 // column of zeros is harmless. Rows of an expert stand in (rank, token) order and are counted from
 // its first, so blocks of a weight gradient are the same on every EP layout; the last is filled up
-// with zeros. One scale for all activations (fp8_tensor, nvfp4) is made from the largest magnitude
-// on all ranks, and one for all experts (fp8_tensor) likewise. Weights are quantised anew in every
-// step, as in training.
+// with zeros. On a GPU, where the host does not know the experts' rows, all weight gradients are
+// one product whose operands have every expert's terms at a multiple of 128. --exact: the bits of
+// the CPU's products (kernels/quant_gemm.h), else tensor cores. One scale for all activations
+// (fp8_tensor, nvfp4) is made from the largest magnitude on all ranks, and one for all experts
+// (fp8_tensor) likewise. Weights are quantised anew in every step, as in training.
 #pragma once
 
 #include "experiments/model/moe.h"
@@ -45,8 +47,10 @@ bool moe_quant_check(const MoeConfig *config, bool forward_only, Error *error);
 // computes groups of ranks one after another needs MoeSettings.amax then.
 bool moe_quant_spans_replicas(const MoeConfig *config);
 
-// Local. Work buffers from the layer's arena; NULL without a recipe. Stops with 69 on a device that
-// has no row of these products.
+// Local. The multiple to which rows of an expert must be padded: settings->align or a multiple.
+int moe_quant_align(const MoeSettings *settings);
+
+// Local. Work buffers from the layer's arena; NULL without a recipe.
 MoeQuant *moe_quant_create(const Moe *moe);
 void moe_quant_destroy(MoeQuant *quant);
 

@@ -1,0 +1,143 @@
+// expert_operand.c -- the CPU rows: plain loops.
+#include "kernels/expert_operand.h"
+
+#include "kernels/cpu_math.h"
+#include "quant/place.h"
+#include "quant/quantise.h"
+
+#include <math.h>
+
+KERNEL_DEFINE(rows_transpose, RowsTranspose)
+KERNEL_DEFINE(rows_amax, RowsAmax)
+KERNEL_DEFINE(group_cast, GroupCast)
+
+static int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t aligned(int64_t columns)
+{
+    return (columns + EXPERT_TERMS_ALIGN - 1) / EXPERT_TERMS_ALIGN * EXPERT_TERMS_ALIGN;
+}
+
+// ---- transpose ----
+
+// The row of `from` that becomes column r; -1: zeros.
+static int64_t source_row(const RowsTranspose *args, int64_t row)
+{
+    if (!args->row_map)
+        return row;
+    bool real = row < *args->rows_total && args->row_map[row] >= 0;
+    return !real ? -1 : args->mapped ? args->row_map[row] : row;
+}
+
+enum { TILE_COLUMNS = 32 }; // read together, so that lines of the cache are used whole
+
+static void transpose_tile(const RowsTranspose *args, int64_t matrix, int64_t first, int64_t end)
+{
+    uint64_t bytes = dtype_bytes(args->dtype, 1);
+    const char *from =
+        (const char *)args->from + (uint64_t)(matrix * args->rows * args->columns) * bytes;
+    char *to = (char *)args->to + (uint64_t)(matrix * args->columns * args->to_columns) * bytes;
+    int64_t last = smaller(first + TILE_COLUMNS, args->columns);
+    for (int64_t row = 0; row < end; row++) {
+        int64_t source = source_row(args, row);
+        for (int64_t column = first; column < last; column++) {
+            char *at = to + (uint64_t)(column * args->to_columns + row) * bytes;
+            if (source < 0)
+                memset(at, 0, bytes);
+            else
+                memcpy(at, from + (uint64_t)(source * args->columns + column) * bytes, bytes);
+        }
+    }
+}
+
+void rows_transpose_cpu(const RowsTranspose *args, Stream stream)
+{
+    (void)stream;
+    int64_t end = args->rows;
+    if (args->row_map)
+        end = smaller(aligned(*args->rows_total), args->to_columns);
+    int64_t tiles = (args->columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < args->matrices * tiles; i++)
+        transpose_tile(args, i / tiles, i % tiles * TILE_COLUMNS, end);
+}
+
+KernelCost rows_transpose_cost(const RowsTranspose *args)
+{
+    double elements = (double)args->matrices * (double)args->rows * (double)args->columns;
+    return (KernelCost){.bytes = 2 * elements * (double)dtype_bytes(args->dtype, 1)};
+}
+
+// ---- amax ----
+
+void rows_amax_cpu(const RowsAmax *args, Stream stream)
+{
+    (void)stream;
+    uint32_t most = format_f32_magnitude(*args->amax);
+    int64_t rows = args->row_map ? *args->rows_total : args->rows;
+#pragma omp parallel for schedule(static) reduction(max : most)
+    for (int64_t row = 0; row < rows; row++) {
+        if (args->row_map && args->row_map[row] < 0)
+            continue;
+        for (int64_t column = 0; column < args->columns; column++) {
+            float value = cpu_load(args->values, args->dtype, row * args->columns + column);
+            uint32_t bits = format_f32_magnitude(value);
+            most = bits > most ? bits : most;
+        }
+    }
+    *args->amax = format_f32_value(most);
+}
+
+KernelCost rows_amax_cost(const RowsAmax *args)
+{
+    uint64_t elements = (uint64_t)(args->rows * args->columns);
+    return (KernelCost){.bytes = (double)dtype_bytes(args->dtype, elements)};
+}
+
+// ---- cast ----
+
+static void cast_group(const GroupCast *args, int group, int64_t row)
+{
+    const QTensor *q = &args->to;
+    const QuantMethodRow *method = quant_method(q->rule.method);
+    QuantContext context = {.rule = q->rule, .input = q->input, .tensor_scale = 1.0f};
+    int64_t first = args->group_first[group], count = args->group_columns[group];
+    uint32_t most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits =
+            format_f32_magnitude(cpu_load(args->values, q->input, row * q->columns + first + i));
+        most = bits > most ? bits : most;
+    }
+    float amax = most > FORMAT_F32_INFINITY ? NAN : format_f32_value(most);
+    QuantBlock block = method->choose(&context, (QuantStatistics){amax, -amax, amax});
+    quant_store_bits(q->scales, q->rule.scale_dtype, group * q->rows + row, block.scale_bits);
+    uint8_t *codes = (uint8_t *)q->codes + row * q->columns + first;
+    int64_t end = smaller(aligned(count), q->columns - first);
+    for (int64_t i = 0; i < end; i++) {
+        float value =
+            i < count ? cpu_load(args->values, q->input, row * q->columns + first + i) : 0.0f;
+        codes[i] = i < count ? (uint8_t)method->encode(&context, &block, value) : 0;
+    }
+}
+
+void group_cast_cpu(const GroupCast *args, Stream stream)
+{
+    (void)stream;
+    const QTensor *q = &args->to;
+    CHECK_RULE(q->rule.method == QUANT_SYMMETRIC && q->rule.block_rows == 1 &&
+               q->rule.block_columns == 0 && q->code_layout == CODES_BYTES);
+    for (int group = 0; group < args->groups; group++) {
+#pragma omp parallel for schedule(static)
+        for (int64_t row = 0; row < q->rows; row++)
+            cast_group(args, group, row);
+    }
+}
+
+KernelCost group_cast_cost(const GroupCast *args)
+{
+    uint64_t elements = (uint64_t)(args->to.rows * args->to.columns);
+    return (KernelCost){.bytes = (double)dtype_bytes(args->to.input, elements) + (double)elements};
+}

@@ -1,0 +1,55 @@
+// expert_operand.h -- expert rows made ready for quantised products whose group sizes lie in device
+// memory: transposed with gaps made zeros, measured, and cast under a scale per row and group.
+//
+// Expert rows are those of parallel/ep.h: groups begin at multiples of an alignment, row_map says
+// which rows are real (-1: padding), rows_total where the last group's padding ends.
+#pragma once
+
+#include "kernels/kernel.h"
+#include "quant/qtensor.h"
+
+DECLARATIONS_BEGIN
+
+enum { EXPERT_TERMS_ALIGN = 128 }; // quant_gemm.h, sums_over_groups
+
+// to[m, c, r] = from[m, r, c]. With a row_map: one matrix of expert rows; rows of padding become
+// zeros, up to the multiple of EXPERT_TERMS_ALIGN behind rows_total, or to_columns if that is less;
+// nothing is written beyond.
+typedef struct RowsTranspose {
+    int64_t matrices, rows, columns; // of from
+    DType dtype;
+    const void *from;
+    const int32_t *row_map;    // [rows], or NULL: all rows as they are
+    bool mapped;               // expert row r is row row_map[r] of from, else row r
+    const int32_t *rows_total; // [1], with row_map; at most rows
+    int64_t to_columns;        // at least rows
+    void *to;                  // [matrices, columns, to_columns]
+} RowsTranspose;
+KERNEL_DECLARE(rows_transpose, RowsTranspose);
+
+// *amax becomes the largest of itself and all magnitudes, NaN if any is. Bits are compared as whole
+// numbers, so that any order gives the same.
+typedef struct RowsAmax {
+    int64_t rows, columns;
+    DType dtype;
+    const void *values;        // [rows, columns]
+    const int32_t *row_map;    // [rows], or NULL: all rows
+    const int32_t *rows_total; // [1], with row_map
+    float *amax;               // [1]
+} RowsAmax;
+KERNEL_DECLARE(rows_amax, RowsAmax);
+
+// A rule whose block is a whole row, applied to each group of columns by itself: scales [groups,
+// rows]. Codes from a group's end to the next multiple of EXPERT_TERMS_ALIGN become 0; values there
+// are not read. An empty group's scales are those of zeros. Bytes of quantise() for each group's
+// columns alone; rules of QUANT_SYMMETRIC with codes of one byte.
+typedef struct GroupCast {
+    const void *values; // [rows, columns] of to.input
+    int groups;
+    const int32_t *group_first,
+        *group_columns; // [groups] device; first: multiples of the alignment
+    QTensor to;         // [rows, columns], with room for all scales
+} GroupCast;
+KERNEL_DECLARE(group_cast, GroupCast);
+
+DECLARATIONS_END
