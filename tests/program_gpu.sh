@@ -28,6 +28,23 @@ for name in y grad.x grad.router grad.w1 grad.w2 grad.w3; do
 done
 for name in y grad.x expert_of_token; do expect_tensor_same gpu.safetensors one.safetensors "$name"; done
 
+# Recipes: every layout has the bits of one rank, forward and backward, one scale over all ranks among them.
+layer=(dp2ep --device cuda --samples 0 --seed 11 --experts 5 --top_k 2 --dim 128 --hidden 128 --score softmax)
+for recipe in fp8_row fp8_block mxfp8; do
+    expect_good 1 "${layer[@]}" --tokens 41 --recipe $recipe --save one.safetensors --force
+    expect_good 2 "${layer[@]}" --tokens 7,34 --recipe $recipe --mesh ep=2 --save two.safetensors --force
+    expect_text out 'bit for bit +equal'
+    for name in y grad.x grad.w1 grad.w2 grad.w3; do expect_tensor_same two.safetensors one.safetensors $name; done
+    expect_good 2 "${layer[@]}" --tokens 20 --recipe $recipe --mesh dp=2
+    expect_good 2 "${layer[@]}" --tokens 20 --recipe $recipe --mesh ep=2 --no-exact
+done
+for recipe in fp8_tensor nvfp4; do
+    for mesh in ep=2 dp=2; do
+        expect_good 2 "${layer[@]}" --tokens 20 --recipe $recipe --mesh $mesh --forward_only
+        expect_text out 'bit for bit +equal'
+    done
+done
+
 # Two ranks, one visible GPU.
 export CUDA_VISIBLE_DEVICES=0
 expect_error 69 'GPU' 2 dp2ep --device cuda --samples 0
