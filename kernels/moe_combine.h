@@ -56,8 +56,8 @@ typedef struct MoeScaleRows {
     int64_t hidden, rows_max;
     DType dtype;
     const void *x;
-    const int32_t *row_of_expert_row; // [rows_max], -1 rows are skipped
-    const int32_t *rows_total;        // [1] device
+    const int32_t *row_of_expert_row;  // [rows_max], -1 rows are skipped
+    const int32_t *rows_total;         // [1] device
     const float *weight_of_expert_row; // NULL: 1
     void *out;                         // [rows_max, hidden]
 } MoeScaleRows;
