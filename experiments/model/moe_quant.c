@@ -336,7 +336,7 @@ static void cast_rows(Moe *moe, MoeProduct which, const GroupedGemm *product, co
     }
 }
 
-// Weights as they are (forward), or transposed.
+// Weights as they are (forward), or transposed: on the CPU as values, whose casts are then fast.
 static void cast_weights(Moe *moe, MoeProduct which, const void *weights, Stream stream)
 {
     MoeQuant *quant = moe->quant;
@@ -344,7 +344,14 @@ static void cast_weights(Moe *moe, MoeProduct which, const void *weights, Stream
     const QTensor *q = &quant->right[which];
     Shape s = shape_of(c, which);
     int64_t experts = q->shape[0];
-    if (!is_forward(which))
+    Cast args = {.values = weights, .threads = moe->settings.threads};
+    if (!is_forward(which) && stream.device != DEVICE_CPU) {
+        args.transposed = *q;
+        cast(&args, stream);
+        return;
+    }
+    args.to = *q;
+    if (!is_forward(which)) {
         rows_transpose(&(RowsTranspose){.matrices = experts,
                                         .rows = s.k,
                                         .columns = s.n,
@@ -353,14 +360,14 @@ static void cast_weights(Moe *moe, MoeProduct which, const void *weights, Stream
                                         .to_columns = s.k,
                                         .to = quant->transposed},
                        stream);
-    const void *values = is_forward(which) ? weights : quant->transposed;
-    Cast args = {.values = values, .to = *q, .threads = moe->settings.threads};
+        args.values = quant->transposed;
+    }
     if (q->rule.block_rows == 0) { // one scale for all experts
         device_fill(quant->amax, 0, sizeof(float), stream);
         rows_amax(&(RowsAmax){.rows = experts * s.n,
                               .columns = s.k,
                               .dtype = c->dtype,
-                              .values = values,
+                              .values = args.values,
                               .amax = quant->amax},
                   stream);
         largest(moe->settings.experts_comm, quant->amax, stream);
