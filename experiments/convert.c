@@ -27,7 +27,9 @@ static const Option options[] = {
     {"input_scales", OPTION_TEXT, FIELD(input_scales), NULL, .value = "FILE",
      .doc = "a JSON object of modules and the scales of their activations (NVFP4)"},
     {"device", OPTION_CHOICE, FIELD(device), "cpu", .choices = "cpu|cuda|auto",
-     .doc = "where codes are made again"},
+     .doc =
+         "where --requantize and --share_scales make codes again; auto = cuda where every rank has "
+         "a GPU of its own and at least 2 GB to quantise, else cpu"},
     {"dry_run", OPTION_SWITCH, FIELD(dry_run), "no",
      .doc = "say for every tensor what would be done and why, and the size of the result"},
     {"resume", OPTION_SWITCH, FIELD(resume), "no", .doc = "go on after an interruption"},

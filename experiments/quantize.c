@@ -41,7 +41,9 @@ static const Option options[] = {
     {"input_scales", OPTION_TEXT, FIELD(input_scales), NULL, .value = "FILE",
      .doc = "a JSON object of modules and the scales of their activations (NVFP4)"},
     {"device", OPTION_CHOICE, FIELD(device), "cpu", .choices = "cpu|cuda|auto",
-     .doc = "where values become codes"},
+     .doc = "where values become codes. Files seldom wait for a processor with all its "
+            "cores; a GPU helps few ranks with few threads. auto = cuda where every rank has a GPU "
+            "of its own and at least 2 GB to quantise, else cpu"},
     {"dry_run", OPTION_SWITCH, FIELD(dry_run), "no",
      .doc = "say for every tensor what would be done and why, and the size of the result"},
     {"resume", OPTION_SWITCH, FIELD(resume), "no", .doc = "go on after an interruption"},

@@ -8,6 +8,7 @@
 #include <omp.h>
 
 KERNEL_DEFINE(cast, Cast)
+KERNEL_DEFINE(cast_largest, CastLargest)
 
 enum {
     GROUP_MAX = 256,
@@ -245,6 +246,30 @@ void cast_cpu(const Cast *args, Stream stream)
         cast_with_loops(args, cast_loops_best());
     if (transposed.rule.method != QUANT_NONE)
         quantise_transposed(args->values, args->amax, &transposed);
+}
+
+void cast_largest_cpu(const CastLargest *args, Stream stream)
+{
+    (void)stream;
+    enum { PIECE = 1 << 16 };
+    const CastLoops *loops = cast_loops_best();
+    uint32_t most = format_f32_bits(*args->amax);
+#pragma omp parallel for schedule(static) reduction(max : most)
+    for (int64_t first = 0; first < args->count; first += PIECE) {
+        int64_t left = args->count - first;
+        float amax = loops->amax(args->dtype,
+                                 (const char *)args->values + cast_value_bytes(args->dtype, first),
+                                 left < PIECE ? left : PIECE);
+        uint32_t bits = format_f32_bits(amax);
+        most = bits > most ? bits : most;
+    }
+    *args->amax = format_f32_value(most);
+}
+
+KernelCost cast_largest_cost(const CastLargest *args)
+{
+    return (KernelCost){.bytes = (double)cast_value_bytes(args->dtype, args->count) + 4,
+                        .flops = (double)args->count};
 }
 
 // Whether scales are known only when the whole tensor, or whole columns of it, were read.

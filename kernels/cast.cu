@@ -77,10 +77,10 @@ static float *place_of_amaxes(const QTensor *q)
     return q->rule.two_level ? q->tensor_scales : (float *)q->scales;
 }
 
-const float *cast_measure(const void *values, const QTensor *q, Stream stream)
+// Joins the largest magnitude of each matrix of `count` values with what `amax` holds.
+static void measure(const void *values, DType dtype, int64_t matrices, int64_t count,
+                    uint32_t *amax, Stream stream)
 {
-    const int64_t matrices = quantise_amaxes(q), count = q->rows * q->columns;
-    uint32_t *amax = (uint32_t *)place_of_amaxes(q);
     const int64_t piece = CAST_THREADS * 8 * GROUP_ELEMENTS, pieces = (count + piece - 1) / piece;
     const bool vector = count % GROUP_ELEMENTS == 0 && cuda_aligned(values);
     typedef void (*MeasureKernel)(const void *, int64_t, int64_t, uint32_t *);
@@ -88,14 +88,26 @@ const float *cast_measure(const void *values, const QTensor *q, Stream stream)
         {cast_measure_kernel<float, false>, cast_measure_kernel<float, true>},
         {cast_measure_kernel<Bf16, false>, cast_measure_kernel<Bf16, true>},
     };
-    device_fill(amax, 0, (uint64_t)matrices * sizeof(*amax), stream);
     if (matrices * pieces == 0)
-        return place_of_amaxes(q);
-    const MeasureKernel kernel = kernels[q->input == DTYPE_BF16][vector];
+        return;
+    const MeasureKernel kernel = kernels[dtype == DTYPE_BF16][vector];
     kernel<<<cast_grid(matrices * pieces), CAST_THREADS, 0, cuda_stream(stream)>>>(values, count,
                                                                                    pieces, amax);
     CHECK_CUDA(cudaGetLastError());
-    return place_of_amaxes(q);
+}
+
+const float *cast_measure(const void *values, const QTensor *q, Stream stream)
+{
+    const int64_t matrices = quantise_amaxes(q);
+    float *amax = place_of_amaxes(q);
+    device_fill(amax, 0, (uint64_t)matrices * sizeof(*amax), stream);
+    measure(values, q->input, matrices, q->rows * q->columns, (uint32_t *)amax, stream);
+    return amax;
+}
+
+void cast_largest_cuda(const CastLargest *args, Stream stream)
+{
+    measure(args->values, args->dtype, 1, args->count, (uint32_t *)args->amax, stream);
 }
 
 // Amaxes become what is stored: second scales, or the one scale with its zero point.

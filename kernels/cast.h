@@ -23,6 +23,15 @@ typedef struct Cast {
 } Cast;
 KERNEL_DECLARE(cast, Cast);
 
+// The largest magnitude of some values: the amax of a tensor that is cast in pieces.
+typedef struct CastLargest {
+    const void *values; // [count]
+    DType dtype;        // DTYPE_BF16 or DTYPE_F32
+    int64_t count;
+    float *amax; // joined with what it holds, 0 before the first piece; NaN if any value is
+} CastLargest;
+KERNEL_DECLARE(cast_largest, CastLargest);
+
 // One instruction set's loops over a band of block rows. Rows of the table, fastest first.
 typedef struct CastBand CastBand;
 typedef struct CastLoops {

@@ -23,7 +23,7 @@ typedef struct RewriteRequest {
     bool rules_are_default; // no pattern was given
     bool requantize, share_scales;
     uint64_t shard_bytes_max;
-    uint64_t unit_bytes; // of source values that are made at a time; 0 = 32 MiB
+    uint64_t unit_bytes; // of source values that are made at a time; 0 = as the device likes
     bool resume, force, copy_all, hash;
     DeviceChoice device;
 } RewriteRequest;
@@ -123,6 +123,10 @@ typedef struct RewriteReport {
 // Collective(all ranks). Makes the folder; stops the job on errors, with everything temporary gone
 // unless --resume can go on from it.
 RewriteReport rewrite_run(const Run *run, Rewrite *rewrite);
+
+// Local. How many rows of a tensor a thread makes at a time, and how many threads a rank has.
+int64_t rewrite_unit_rows(const Rewrite *rewrite, const RewriteTensor *tensor, DeviceKind device);
+int rewrite_workers(const Run *run, DeviceKind device);
 
 // ---- rewrite_folder.c: rank 0, or as said ----
 typedef struct RewriteFolder {

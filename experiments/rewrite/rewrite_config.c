@@ -2,10 +2,12 @@
 // made.
 //
 // The user's patterns stand as they were given where the reading library gives them the meaning
-// they have here; otherwise patterns are made from the names: numbers become [0-9]+.
+// they have here (torchao and transformers: one of the two, which differ where expressions
+// overlap); otherwise patterns are made from the names: numbers become [0-9]+.
 #include "experiments/rewrite/rewrite.h"
 
 #include "quant/torchao.h"
+#include "quant/torchao_rules.h"
 
 #include <ctype.h>
 #include <stdio.h>
@@ -199,17 +201,17 @@ static bool rules_stand(const Rewrite *rewrite)
 
 // pattern -> configuration or null. The order is that of the keys once the file is sorted, which is
 // also what torchao sees.
-static Json *torchao_map(const Rewrite *rewrite)
+static Json *torchao_map(const Rewrite *rewrite, bool stand)
 {
     Json *map = json_object();
     const NameRules *rules = rewrite->request->rules;
-    for (int i = 0; rules_stand(rewrite) && i < rules->count; i++) {
+    for (int i = 0; stand && i < rules->count; i++) {
         const NameRule *rule = &rules->rule[i];
         const char *key = rule->pattern ? pattern_text(rule->pattern) : "_default";
         Json *config = rule->skip ? NULL : torchao_config(&rule->recipe);
         json_set(map, key, config ? config : json_null());
     }
-    if (rules_stand(rewrite))
+    if (stand)
         return map;
     Names recipes = {0};
     list_recipes(rewrite, &recipes);
@@ -225,9 +227,9 @@ static Json *torchao_map(const Rewrite *rewrite)
     return map;
 }
 
-static Json *torchao_block(const Rewrite *rewrite)
+static Json *torchao_block_of(const Rewrite *rewrite, bool stand)
 {
-    Json *map = torchao_map(rewrite), *twin = copy_sorted(map);
+    Json *map = torchao_map(rewrite, stand), *twin = copy_sorted(map);
     Json *data = json_set(json_object(), "fqn_to_config", map);
     json_set(data, "module_fqn_to_config", twin);
     Json *type = json_set(json_object(), "_data", data);
@@ -236,7 +238,50 @@ static Json *torchao_block(const Rewrite *rewrite)
     json_set(block, "modules_to_not_convert", json_null());
     json_set(block, "quant_method", json_text("torchao"));
     json_set(block, "quant_type", json_set(json_object(), "default", type));
-    return json_set(block, "untie_embedding_weights", json_boolean(false));
+    json_set(block, "untie_embedding_weights", json_boolean(false));
+    Json *sorted = copy_sorted(block);
+    json_destroy(block);
+    return sorted;
+}
+
+// Whether the folder, once written, would be read as it was planned.
+static bool reads_as_planned(const Rewrite *rewrite, const Json *block, Error *error)
+{
+    char note[256];
+    Checkpoint written = {.count = rewrite->count};
+    snprintf(written.folder, sizeof(written.folder), "%s", rewrite->request->out);
+    written.weights = calloc((size_t)rewrite->count + 1, sizeof(*written.weights));
+    CHECK(written.weights, EXIT_CODE_HARDWARE, "free host memory", "no host memory for a config");
+    for (int i = 0; i < rewrite->count; i++)
+        written.weights[i] = (Weight){.name = rewrite->tensor[i].name,
+                                      .quantised = rewrite_is_quantised(&rewrite->tensor[i]),
+                                      .tensor = rewrite->tensor[i].tensor,
+                                      .stored = rewrite->tensor[i].stored};
+    bool good = torchao_rules_check(&written, block, note, sizeof(note), error);
+    free(written.weights);
+    return good;
+}
+
+// The map's order is not the rules' and the libraries choose among overlapping expressions each in
+// their own way: patterns of names, which do not overlap, say the same to both.
+static Json *torchao_block(Rewrite *rewrite, Error *error)
+{
+    Error misread = {0};
+    Json *block = torchao_block_of(rewrite, rules_stand(rewrite));
+    if (!rules_stand(rewrite) || reads_as_planned(rewrite, block, &misread))
+        return block;
+    json_destroy(block);
+    rewrite_note(
+        rewrite,
+        "config.json has patterns made from the weights' names: of the rules, some match "
+        "the same weights, and torchao and transformers would both take other ones (%.300s)",
+        misread.what);
+    block = torchao_block_of(rewrite, false);
+    if (reads_as_planned(rewrite, block, error))
+        return block;
+    json_destroy(block);
+    error->exit_code = EXIT_CODE_USAGE;
+    return NULL;
 }
 
 // ---- compressed-tensors ----
@@ -425,7 +470,6 @@ static bool keeps_config(const Rewrite *rewrite)
 
 bool rewrite_make_config(Rewrite *rewrite, Error *error)
 {
-    (void)error;
     if (!rewrite->source.config)
         rewrite_note(rewrite, "the source has no config.json: the new one only says how weights "
                               "are quantised");
@@ -443,10 +487,10 @@ bool rewrite_make_config(Rewrite *rewrite, Error *error)
     else if (layout == LAYOUT_DEEPSEEK)
         block = deepseek_block(rewrite);
     else if (layout != LAYOUT_PLAIN)
-        block = torchao_block(rewrite);
+        block = torchao_block(rewrite, error);
     if (block)
         json_set(copy.to, "quantization_config", block);
     rewrite->config = copy_sorted(copy.to);
     json_destroy(copy.to);
-    return true;
+    return error->exit_code == 0;
 }

@@ -2,7 +2,8 @@
 //
 // A shard is cut into units: runs of rows of one tensor, each of which is one run of bytes in every
 // part. Units are dealt to ranks in the order of the file, by bytes; the threads of a rank take
-// them one by one, each with its own slice, so that one reads or writes while another computes.
+// them one by one, each with its own slice, so that one reads or writes while another computes; on
+// a GPU each has a stream and staging memory, and two threads more wait for theirs.
 // The system reads units to come ahead and writes finished ones behind (MADV_WILLNEED,
 // sync_file_range); pages of the source are let go after use, so that memory stays that of the
 // units at hand. When a shard's bytes are all there, a thread makes its digest and waits for the
@@ -27,8 +28,6 @@
 #include <unistd.h>
 
 enum { PATH_BYTES = CHECKPOINT_PATH_BYTES + 512 };
-// Large enough for the disk, small enough for the cache between a cast and its write.
-static const uint64_t usual_unit_bytes = 4 << 20;
 static const uint64_t ahead_bytes = 64 << 20;
 
 typedef struct Unit {
@@ -93,6 +92,29 @@ static void add_unit(Job *job, Unit unit)
     job->unit[job->units++] = unit;
 }
 
+// Large enough for the disk, small enough for the cache between a cast and its write. On a GPU a
+// launch and two copies should cost little beside, and whole matrices of experts fit.
+static uint64_t unit_bytes_of(const Rewrite *rewrite, DeviceKind device)
+{
+    uint64_t usual = device == DEVICE_CPU ? 4 << 20 : 8 << 20;
+    return rewrite->request->unit_bytes > 0 ? rewrite->request->unit_bytes : usual;
+}
+
+int64_t rewrite_unit_rows(const Rewrite *rewrite, const RewriteTensor *tensor, DeviceKind device)
+{
+    bool quantised = rewrite_is_quantised(tensor);
+    uint64_t columns = (uint64_t)rewrite_columns(tensor);
+    int64_t rows = quantised ? tensor->stored.q.rows : rewrite_rows(tensor);
+    int64_t step = quantised ? stored_row_step(&tensor->stored) : 1;
+    uint64_t row_bytes = dtype_bytes(tensor->tensor.dtype, columns);
+    int64_t most = (int64_t)(unit_bytes_of(rewrite, device) / (row_bytes > 0 ? row_bytes : 1));
+    int64_t least = step > 0 ? step : rows;
+    if (least == 0 || dtype_row(tensor->tensor.dtype)->bits < 8) // rows may end inside a byte
+        return rows;
+    int64_t each = most < least ? least : most / least * least;
+    return each < rows ? each : rows;
+}
+
 static void add_units(Job *job, int index)
 {
     const RewriteTensor *tensor = &job->rewrite->tensor[index];
@@ -100,17 +122,10 @@ static void add_units(Job *job, int index)
     int64_t columns = rewrite_columns(tensor);
     int64_t matrices = quantised ? tensor->stored.q.matrices : 1;
     int64_t rows = quantised ? tensor->stored.q.rows : rewrite_rows(tensor);
-    int64_t step = quantised ? stored_row_step(&tensor->stored) : 1;
     uint64_t row_bytes = dtype_bytes(tensor->tensor.dtype, (uint64_t)columns);
     if (rows == 0 || columns == 0)
         return;
-    uint64_t unit_bytes = job->rewrite->request->unit_bytes;
-    unit_bytes = unit_bytes > 0 ? unit_bytes : usual_unit_bytes;
-    int64_t most = (int64_t)(unit_bytes / (row_bytes > 0 ? row_bytes : 1));
-    int64_t least = step > 0 ? step : rows;
-    int64_t each = most < least ? least : most / least * least;
-    if (dtype_row(tensor->tensor.dtype)->bits < 8) // rows may end inside a byte
-        each = rows;
+    int64_t each = rewrite_unit_rows(job->rewrite, tensor, job->worker[0].values.device);
     for (int64_t matrix = 0; matrix < matrices; matrix++)
         for (int64_t first = 0; first < rows; first += each) {
             int64_t count = first + each < rows ? each : rows - first;
@@ -531,14 +546,21 @@ static void check_room(Job *job)
         write_failed(job, ENOSPC, &job->error);
 }
 
+int rewrite_workers(const Run *run, DeviceKind device)
+{
+    return device == DEVICE_CPU ? run->threads : run->threads + 2;
+}
+
 static void make_workers(Job *job)
 {
-    job->workers = job->run->threads;
+    RewriteValues first;
+    rewrite_values_create(job->run, job->rewrite, &first);
+    job->workers = rewrite_workers(job->run, first.device);
     job->worker = calloc((size_t)job->workers, sizeof(*job->worker));
     CHECK(job->worker, EXIT_CODE_HARDWARE, "free host memory", "no host memory for threads");
-    rewrite_values_create(job->run, job->rewrite, &job->worker[0].values);
+    job->worker[0].values = first;
     for (int i = 1; i < job->workers; i++)
-        rewrite_values_create_beside(&job->worker[0].values, &job->worker[i].values);
+        rewrite_values_create_beside(&first, &job->worker[i].values);
 }
 
 static RewriteReport end_workers(Job *job)

@@ -1,6 +1,7 @@
 // rewrite_show.c -- plans and summaries for people and for machines.
 #include "experiments/rewrite/rewrite_show.h"
 
+#include "experiments/rewrite/rewrite_estimate.h"
 #include "results/table.h"
 
 #include <math.h>
@@ -50,20 +51,6 @@ static uint64_t bytes_of(const RewriteTensor *tensor)
     return bytes;
 }
 
-// What one rank holds at a time: each thread a unit's values and its codes; and the program itself.
-static uint64_t memory_of(const Rewrite *rewrite, int threads)
-{
-    uint64_t largest = 0;
-    for (int i = 0; i < rewrite->count; i++) {
-        const RewriteTensor *tensor = &rewrite->tensor[i];
-        bool whole = rewrite_is_quantised(tensor) && stored_row_step(&tensor->stored) == 0;
-        uint64_t slice = whole ? (uint64_t)(tensor->stored.q.rows * tensor->stored.q.columns) * 2
-                               : (uint64_t)4 << 20;
-        largest = slice > largest ? slice : largest;
-    }
-    return 2 * (uint64_t)threads * largest + ((uint64_t)64 << 20);
-}
-
 static Json *tensor_json(const RewriteTensor *tensor)
 {
     Json *row = json_set(json_object(), "name", json_text(tensor->name));
@@ -96,18 +83,44 @@ static void print_json(Json *json)
     json_destroy(json);
 }
 
-static void show_plan(const Rewrite *rewrite, const Run *run, bool json)
+static Json *estimate_json(const RewriteEstimate *estimate)
 {
-    // Disks of today and one rank's casts: a guess that a user can correct by measuring once.
-    const double bytes_per_s = 1e9;
-    double seconds = (double)(rewrite->source.bytes + rewrite->bytes) / bytes_per_s;
-    uint64_t memory = memory_of(rewrite, run->threads);
+    Json *json = json_set(json_object(), "limit", json_text(estimate->limit));
+    json_set(json, "disk_bytes_per_s_assumed", json_real(estimate->disk_bytes_per_s));
+    json_set(json, "cast_bytes_per_s", json_real(estimate->cast_bytes_per_s));
+    json_set(json, "digest_bytes_per_s", json_real(estimate->digest_bytes_per_s));
+    return json_set(json, "device", json_text(device_kind_name(estimate->device)));
+}
+
+static void print_estimate(const RewriteEstimate *estimate, const Run *run)
+{
+    char text[96];
+    const char *device = device_kind_name(estimate->device);
+    printf("about %.0f s, which %s takes: reading and writing at %s is assumed",
+           ceil(estimate->seconds), estimate->limit,
+           table_rate(estimate->disk_bytes_per_s, "B", text, sizeof(text)));
+    if (estimate->cast_bytes_per_s > 0)
+        printf("; casts at %s, from one thread's measured here times %d on %s in each of %d ranks",
+               table_rate(estimate->cast_bytes_per_s, "B", text, sizeof(text)), estimate->workers,
+               device, run->ranks);
+    if (estimate->digest_bytes_per_s > 0)
+        printf("; SHA-256 at %s, measured here",
+               table_rate(estimate->digest_bytes_per_s, "B", text, sizeof(text)));
+    printf("\nat most %s of memory in each of %d ranks%s\n",
+           table_bytes((double)estimate->memory_bytes, text, sizeof(text)), run->ranks,
+           estimate->device == DEVICE_CPU ? "" : ", and what CUDA takes");
+}
+
+static void show_plan(const Rewrite *rewrite, const Run *run, const RewriteEstimate *estimate,
+                      bool json)
+{
     if (json) {
         Json *object = summary_json(rewrite), *rows = json_array();
         for (int i = 0; i < rewrite->count; i++)
             json_append(rows, tensor_json(&rewrite->tensor[i]));
-        json_set(object, "seconds", json_real(seconds));
-        json_set(object, "memory_bytes_per_rank", json_integer((int64_t)memory));
+        json_set(object, "seconds", json_real(estimate->seconds));
+        json_set(object, "estimate", estimate_json(estimate));
+        json_set(object, "memory_bytes_per_rank", json_integer((int64_t)estimate->memory_bytes));
         print_json(json_set(object, "plan", rows));
         return;
     }
@@ -127,8 +140,7 @@ static void show_plan(const Rewrite *rewrite, const Run *run, bool json)
     printf("\n%d tensors, %d quantised, in %d files: %s", rewrite->count, rewrite->quantised,
            rewrite->shards, table_bytes((double)rewrite->bytes, text, sizeof(text)));
     printf(" from %s\n", table_bytes((double)rewrite->source.bytes, text, sizeof(text)));
-    printf("about %.0f s at 1 GB/s of reading and writing; at most %s in each of %d ranks\n",
-           ceil(seconds), table_bytes((double)memory, text, sizeof(text)), run->ranks);
+    print_estimate(estimate, run);
 }
 
 static void show_report(const Rewrite *rewrite, const RewriteReport *report, bool json)
@@ -225,9 +237,11 @@ int rewrite_command(const Run *run, const RewriteRequest *request, bool dry_run,
     run_agree(run, &error);
     if (run->rank == 0)
         show_notes(&rewrite);
-    if (dry_run && run->rank == 0)
-        show_plan(&rewrite, run, json);
-    if (!dry_run) {
+    if (dry_run) {
+        RewriteEstimate estimate = rewrite_estimate(run, &rewrite);
+        if (run->rank == 0)
+            show_plan(&rewrite, run, &estimate, json);
+    } else {
         RewriteReport report = rewrite_run(run, &rewrite);
         if (run->rank == 0)
             show_report(&rewrite, &report, json);

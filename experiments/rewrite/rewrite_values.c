@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const int64_t measured_values = 8 << 20; // at a time
+static const int64_t measured_values = 4 << 20;       // at a time
+static const uint64_t usual_staging_bytes = 13 << 20; // a usual unit and its codes of 8 bits
 
 enum { KNOWN_AMAXES = 64 }; // units of a tensor, and tensors of a group, follow one another
 
@@ -16,10 +17,12 @@ typedef struct KnownAmax {
     float amax;
 } KnownAmax;
 
-struct RewriteAmaxes {
+struct RewriteShared {
     pthread_mutex_t lock;
     KnownAmax known[KNOWN_AMAXES]; // the latest
     int count;                     // of all so far
+    pthread_mutex_t staging_lock;
+    Arena *staging; // pinned
 };
 
 static void create_memory(RewriteValues *values)
@@ -29,13 +32,30 @@ static void create_memory(RewriteValues *values)
     values->host = arena_create(MEMORY_HOST, DEVICE_CPU);
 }
 
+// A GPU takes a second to start; in it a processor casts this much.
+static const double auto_bytes_min = 2e9;
+
+static DeviceChoice device_for(const Run *run, const Rewrite *rewrite)
+{
+    DeviceChoice choice = rewrite->request->device;
+    double bytes = 0;
+    if (choice != DEVICE_CHOICE_AUTO || rewrite->shards == 0) // no plan: its caller knows why
+        return choice;
+    for (int i = 0; i < rewrite->count; i++)
+        if (rewrite->tensor[i].action == REWRITE_QUANTISE)
+            bytes += (double)tensor_bytes(&rewrite->tensor[i].tensor);
+    return bytes < auto_bytes_min * run->ranks ? DEVICE_CHOICE_CPU : choice;
+}
+
 void rewrite_values_create(const Run *run, const Rewrite *rewrite, RewriteValues *values)
 {
-    *values = (RewriteValues){.rewrite = rewrite, .threads = run->threads, .owns_amaxes = true};
-    values->device = run_choose_device(run, rewrite->request->device, &values->device_index);
-    values->amaxes = calloc(1, sizeof(*values->amaxes));
-    CHECK(values->amaxes, EXIT_CODE_HARDWARE, "free host memory", "no host memory for scales");
-    pthread_mutex_init(&values->amaxes->lock, NULL);
+    *values = (RewriteValues){.rewrite = rewrite, .threads = run->threads, .owns_shared = true};
+    values->device = run_choose_device(run, device_for(run, rewrite), &values->device_index);
+    values->shared = calloc(1, sizeof(*values->shared));
+    CHECK(values->shared, EXIT_CODE_HARDWARE, "free host memory", "no host memory for scales");
+    pthread_mutex_init(&values->shared->lock, NULL);
+    pthread_mutex_init(&values->shared->staging_lock, NULL);
+    values->shared->staging = arena_create(MEMORY_PINNED, values->device);
     create_memory(values);
 }
 
@@ -45,7 +65,7 @@ void rewrite_values_create_beside(const RewriteValues *first, RewriteValues *val
                               .device = first->device,
                               .device_index = first->device_index,
                               .threads = 1,
-                              .amaxes = first->amaxes};
+                              .shared = first->shared};
     create_memory(values);
 }
 
@@ -55,15 +75,17 @@ void rewrite_values_destroy(RewriteValues *values)
     arena_destroy(values->arena);
     stream_destroy(values->stream);
     free(values->buffer);
-    if (!values->owns_amaxes)
+    if (!values->owns_shared)
         return;
-    pthread_mutex_destroy(&values->amaxes->lock);
-    free(values->amaxes);
+    arena_destroy(values->shared->staging);
+    pthread_mutex_destroy(&values->shared->staging_lock);
+    pthread_mutex_destroy(&values->shared->lock);
+    free(values->shared);
 }
 
 void rewrite_values_forget(RewriteValues *values)
 {
-    values->amaxes->count = 0;
+    values->shared->count = 0;
 }
 
 static void *buffer_of(RewriteValues *values, uint64_t bytes)
@@ -245,44 +267,86 @@ static float larger(float a, float b)
     return isnan(a) || a > b ? a : isnan(b) || b > a ? b : a;
 }
 
-static float amax_of_rows(const uint16_t *data, int64_t count)
+// Of pinned memory, which alone is copied to and from a GPU while the processor goes on.
+static char *staging_of(RewriteValues *values, uint64_t bytes)
 {
-    enum { PIECE = 1 << 16 };
-    float amax = 0;
-    bool has_nan = false;
-    const CastLoops *loops = cast_loops_best();
-#pragma omp parallel for schedule(static) reduction(max : amax) reduction(|| : has_nan)
-    for (int64_t first = 0; first < count; first += PIECE) {
-        float piece =
-            loops->amax(DTYPE_BF16, data + first, first + PIECE < count ? PIECE : count - first);
-        has_nan = has_nan || isnan(piece);
-        amax = isnan(piece) || piece < amax ? amax : piece;
+    if (bytes <= values->staging_bytes)
+        return values->staging;
+    values->staging_bytes = bytes > usual_staging_bytes ? bytes : usual_staging_bytes;
+    pthread_mutex_lock(&values->shared->staging_lock);
+    values->staging = arena_push(values->shared->staging, values->staging_bytes, MEMORY_SCRATCH);
+    pthread_mutex_unlock(&values->shared->staging_lock);
+    return values->staging;
+}
+
+// On a GPU in device memory, to be read when all pieces were given.
+typedef struct Largest {
+    RewriteValues *values;
+    ArenaMark mark;
+    float *amax, on_host;
+} Largest;
+
+static void begin_largest(RewriteValues *values, Largest *largest)
+{
+    *largest = (Largest){.values = values, .mark = arena_mark(values->arena)};
+    largest->amax = &largest->on_host;
+    if (values->device == DEVICE_CPU)
+        return;
+    largest->amax = arena_push(values->arena, sizeof(float), MEMORY_SCRATCH);
+    device_fill(largest->amax, 0, sizeof(float), values->stream);
+}
+
+static void add_to_largest(Largest *largest, const void *data, int64_t count)
+{
+    RewriteValues *values = largest->values;
+    CastLargest args = {.values = data, .dtype = DTYPE_BF16, .count = count, .amax = largest->amax};
+    uint64_t bytes = (uint64_t)count * sizeof(uint16_t);
+    ArenaMark mark = arena_mark(values->arena);
+    if (values->device != DEVICE_CPU) {
+        void *there = arena_push(values->arena, bytes, MEMORY_SCRATCH);
+        char *staging = staging_of(values, bytes);
+        stream_wait(values->stream); // the piece before has left the staging memory
+        memcpy(staging, data, bytes);
+        device_copy(there, staging, bytes, values->stream);
+        args.values = there;
     }
-    return has_nan ? NAN : amax;
+    cast_largest(&args, values->stream);
+    arena_release(values->arena, mark);
+}
+
+static float end_largest(Largest *largest)
+{
+    RewriteValues *values = largest->values;
+    if (values->device != DEVICE_CPU) {
+        device_copy(&largest->on_host, largest->amax, sizeof(float), values->stream);
+        stream_wait(values->stream);
+    }
+    arena_release(values->arena, largest->mark);
+    return largest->on_host;
 }
 
 static float measure(RewriteValues *values, const RewriteTensor *tensor, int64_t matrix)
 {
     const QTensor *q = &tensor->stored.q;
     int64_t step = measured_values / (q->columns > 0 ? q->columns : 1) + 1;
-    float amax = 0;
+    Largest largest;
+    begin_largest(values, &largest);
     for (int64_t row = 0; row < q->rows; row += step) {
         int64_t rows = row + step < q->rows ? step : q->rows - row;
         int64_t first = matrix * q->rows + row;
-        const uint16_t *data = rewrite_read_rows(values, tensor, first, rows);
-        amax = larger(amax, amax_of_rows(data, rows * q->columns));
+        add_to_largest(&largest, rewrite_read_rows(values, tensor, first, rows), rows * q->columns);
         if (rows < q->rows) // else they are read again at once
             rewrite_release_rows(values, tensor, first, rows);
     }
-    return amax;
+    return end_largest(&largest);
 }
 
-static const KnownAmax *find_known(const RewriteAmaxes *amaxes, int key, int64_t matrix)
+static const KnownAmax *find_known(const RewriteShared *shared, int key, int64_t matrix)
 {
-    int count = amaxes->count < KNOWN_AMAXES ? amaxes->count : KNOWN_AMAXES;
+    int count = shared->count < KNOWN_AMAXES ? shared->count : KNOWN_AMAXES;
     for (int i = 0; i < count; i++)
-        if (amaxes->known[i].key == key && amaxes->known[i].matrix == matrix)
-            return &amaxes->known[i];
+        if (shared->known[i].key == key && shared->known[i].matrix == matrix)
+            return &shared->known[i];
     return NULL;
 }
 
@@ -297,43 +361,67 @@ static float measure_group(RewriteValues *values, int index, int64_t matrix)
     return amax;
 }
 
+// Whether a slice of that many rows is all that its scales depend on.
+static bool is_whole(const RewriteTensor *tensor, int64_t rows)
+{
+    return tensor->amax_group < 0 && rows == tensor->stored.q.rows;
+}
+
 // Of a slice of that many rows. What others need too is measured once, while they wait.
 static float amax_of(RewriteValues *values, int index, int64_t matrix, int64_t rows)
 {
     const RewriteTensor *tensor = &values->rewrite->tensor[index];
-    RewriteAmaxes *amaxes = values->amaxes;
+    RewriteShared *shared = values->shared;
     int group = tensor->amax_group, key = group >= 0 ? group : index;
-    if (group < 0 && rows == tensor->stored.q.rows)
+    if (is_whole(tensor, rows))
         return measure(values, tensor, matrix);
-    pthread_mutex_lock(&amaxes->lock);
-    const KnownAmax *known = find_known(amaxes, key, matrix);
+    pthread_mutex_lock(&shared->lock);
+    const KnownAmax *known = find_known(shared, key, matrix);
     float amax = known ? known->amax : measure_group(values, index, matrix);
     if (!known)
-        amaxes->known[amaxes->count++ % KNOWN_AMAXES] = (KnownAmax){key, matrix, amax};
-    pthread_mutex_unlock(&amaxes->lock);
+        shared->known[shared->count++ % KNOWN_AMAXES] = (KnownAmax){key, matrix, amax};
+    pthread_mutex_unlock(&shared->lock);
     return amax;
 }
 
-// The slice's values go to the device, its codes and scales come back.
+static uint64_t aligned(uint64_t bytes)
+{
+    return (bytes + 255) / 256 * 256;
+}
+
+// A part of a slice comes back into staging memory, where the slice has it from then on.
+static void bring_back(void **part, const void *there, uint64_t bytes, char **staging,
+                       Stream stream)
+{
+    if (!*part)
+        return;
+    device_copy(*staging, there, bytes, stream);
+    *part = *staging;
+    *staging += aligned(bytes);
+}
+
+// The slice's values go to the device, its codes and scales come back. While one thread waits here,
+// others read, write or have their own slices on the device.
 static void cast_on_device(RewriteValues *values, const void *data, uint64_t bytes,
                            const float *amax, QTensor *slice)
 {
     ArenaMark mark = arena_mark(values->arena);
     QTensor there = *slice;
-    void *copy = arena_push(values->arena, bytes, MEMORY_SCRATCH);
-    float *amax_there = NULL;
-    device_copy(copy, data, bytes, values->stream);
-    if (amax) {
-        amax_there = arena_push(values->arena, sizeof(*amax), MEMORY_SCRATCH);
-        device_copy(amax_there, amax, sizeof(*amax), values->stream);
-    }
-    qtensor_push(&there, values->arena, MEMORY_SCRATCH);
-    cast(&(Cast){.values = copy, .amax = amax_there, .to = there}, values->stream);
     QTensorBytes parts = qtensor_bytes(slice);
-    device_copy(slice->codes, there.codes, parts.codes, values->stream);
-    device_copy(slice->scales, there.scales, parts.scales, values->stream);
-    if (slice->zeros)
-        device_copy(slice->zeros, there.zeros, parts.zeros, values->stream);
+    char *staging = staging_of(values, aligned(bytes) + aligned(parts.codes) +
+                                           aligned(parts.scales) + aligned(parts.zeros));
+    void *copy = arena_push(values->arena, bytes, MEMORY_SCRATCH);
+    float *amax_there = amax ? arena_push(values->arena, sizeof(*amax), MEMORY_SCRATCH) : NULL;
+    qtensor_push(&there, values->arena, MEMORY_SCRATCH);
+    memcpy(staging, data, bytes);
+    device_copy(copy, staging, bytes, values->stream);
+    if (amax)
+        device_copy(amax_there, amax, sizeof(*amax), values->stream);
+    cast(&(Cast){.values = copy, .amax = amax_there, .to = there}, values->stream);
+    staging += aligned(bytes);
+    bring_back(&slice->codes, there.codes, parts.codes, &staging, values->stream);
+    bring_back(&slice->scales, there.scales, parts.scales, &staging, values->stream);
+    bring_back(&slice->zeros, there.zeros, parts.zeros, &staging, values->stream);
     if (slice->tensor_scales)
         device_copy(slice->tensor_scales, there.tensor_scales, parts.tensor_scales, values->stream);
     stream_wait(values->stream);
@@ -344,13 +432,15 @@ void rewrite_quantise_rows(RewriteValues *values, int index, int64_t matrix, int
                            QTensor *slice)
 {
     const RewriteTensor *tensor = &values->rewrite->tensor[index];
-    bool needs = needs_amax(&tensor->stored);
+    bool on_device = values->device != DEVICE_CPU, whole = is_whole(tensor, slice->rows);
+    // A GPU has all values of a whole matrix at once: the cast measures them there.
+    bool needs = needs_amax(&tensor->stored) && !(on_device && whole);
     float amax = needs ? amax_of(values, index, matrix, slice->rows) : 0;
     const float *given = needs ? &amax : NULL;
     const void *data =
         rewrite_read_rows(values, tensor, matrix * tensor->stored.q.rows + first, slice->rows);
     uint64_t bytes = (uint64_t)(slice->rows * slice->columns) * 2;
-    if (values->device != DEVICE_CPU)
+    if (on_device)
         cast_on_device(values, data, bytes, given, slice);
     else
         cast(&(Cast){.values = data, .amax = given, .to = *slice, .threads = values->threads},

@@ -5,8 +5,9 @@
 #include "experiments/rewrite/rewrite.h"
 #include "kernels/cast.h"
 
-// Scales over whole matrices that several slices need, known once and for all threads.
-typedef struct RewriteAmaxes RewriteAmaxes;
+// What the threads of a rank share: amaxes of whole matrices that several slices need, and the
+// pinned memory that slices pass on their way to a GPU and back.
+typedef struct RewriteShared RewriteShared;
 
 typedef struct RewriteValues {
     const Rewrite *rewrite;
@@ -18,11 +19,14 @@ typedef struct RewriteValues {
     Arena *host;  // for slices: release what was pushed
     void *buffer; // host, as large as the largest rows so far
     uint64_t capacity;
-    RewriteAmaxes *amaxes;
-    bool owns_amaxes;
+    char *staging; // pinned, as large as the largest slice so far
+    uint64_t staging_bytes;
+    RewriteShared *shared;
+    bool owns_shared;
 } RewriteValues;
 
-// Collective(all ranks).
+// Collective(all ranks). The device is the request's; `auto` takes a GPU of each rank's own where
+// the plan quantises enough to pay for its start.
 void rewrite_values_create(const Run *run, const Rewrite *rewrite, RewriteValues *values);
 // Local. For another thread, whose casts have one thread each; goes before `first`.
 void rewrite_values_create_beside(const RewriteValues *first, RewriteValues *values);
@@ -42,7 +46,8 @@ void rewrite_read_ahead(const RewriteValues *values, const RewriteTensor *tensor
 void rewrite_release_rows(const RewriteValues *values, const RewriteTensor *tensor, int64_t first,
                           int64_t rows);
 
-// Local. Fills the codes and scales of rows of one matrix.
+// Local. Fills the codes and scales of rows of one matrix. On a GPU their memory is not the slice's
+// afterwards, but the staging memory's: until the next call.
 void rewrite_quantise_rows(RewriteValues *values, int tensor, int64_t matrix, int64_t first,
                            QTensor *slice);
 void rewrite_move_rows(RewriteValues *values, const RewriteTensor *tensor, int64_t matrix,
