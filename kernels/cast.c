@@ -6,6 +6,7 @@
 #include "kernels/cast_isa.h"
 
 #include <omp.h>
+#include <string.h>
 
 KERNEL_DEFINE(cast, Cast)
 KERNEL_DEFINE(cast_largest, CastLargest)
@@ -248,22 +249,34 @@ void cast_cpu(const Cast *args, Stream stream)
         quantise_transposed(args->values, args->amax, &transposed);
 }
 
+// Loops read values by twos; the last of an odd count stands twice for them.
+static float last_of_odd(const CastLoops *loops, const CastLargest *args)
+{
+    char twice[2 * sizeof(float)];
+    size_t bytes = (size_t)cast_value_bytes(args->dtype, 1);
+    const char *last = (const char *)args->values + cast_value_bytes(args->dtype, args->count - 1);
+    memcpy(twice, last, bytes);
+    memcpy(twice + bytes, last, bytes);
+    return loops->amax(args->dtype, twice, 2);
+}
+
 void cast_largest_cpu(const CastLargest *args, Stream stream)
 {
     (void)stream;
     enum { PIECE = 1 << 16 };
     const CastLoops *loops = cast_loops_best();
+    const int64_t count = args->count / 2 * 2;
     uint32_t most = format_f32_bits(*args->amax);
+    uint32_t last = count < args->count ? format_f32_bits(last_of_odd(loops, args)) : 0;
 #pragma omp parallel for schedule(static) reduction(max : most)
-    for (int64_t first = 0; first < args->count; first += PIECE) {
-        int64_t left = args->count - first;
-        float amax = loops->amax(args->dtype,
-                                 (const char *)args->values + cast_value_bytes(args->dtype, first),
-                                 left < PIECE ? left : PIECE);
-        uint32_t bits = format_f32_bits(amax);
+    for (int64_t first = 0; first < count; first += PIECE) {
+        const char *piece = (const char *)args->values + cast_value_bytes(args->dtype, first);
+        int64_t left = count - first;
+        uint32_t bits =
+            format_f32_bits(loops->amax(args->dtype, piece, left < PIECE ? left : PIECE));
         most = bits > most ? bits : most;
     }
-    *args->amax = format_f32_value(most);
+    *args->amax = format_f32_value(last > most ? last : most);
 }
 
 KernelCost cast_largest_cost(const CastLargest *args)

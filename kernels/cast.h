@@ -37,8 +37,9 @@ typedef struct CastBand CastBand;
 typedef struct CastLoops {
     const char *name; // "avx512", "avx2", "portable"
     bool (*supported)(void);
-    void (*band)(const CastBand *band);                            // statistics, scales and codes
-    float (*amax)(DType dtype, const void *values, int64_t count); // NaN if any value is
+    void (*band)(const CastBand *band); // statistics, scales and codes
+    float (*amax)(DType dtype, const void *values,
+                  int64_t count); // of an even count; NaN if any is
 } CastLoops;
 // Local. NULL past the end; cast_loops_best is the first that this CPU supports.
 const CastLoops *cast_loops_row(int index);

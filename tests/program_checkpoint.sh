@@ -51,9 +51,12 @@ wanted=$(tr -d ' \n' <a/manifest.json | grep -oE '"model.safetensors":\{[^}]*\}'
 expect_good 4 quantize --model "$model" --out a4 --recipe nvfp4 --match "$experts"
 same_folder a a4
 
-# --dry_run says the size that comes out.
+# --dry_run says the size that comes out, and what its time assumes.
 expect_good 0 quantize --model "$model" --recipe fp8_row --layout compressed-tensors --dry_run --json
 said=$(grep -oE '"bytes": ?[0-9]+, ?"source_bytes"' out | tr -dc 0-9)
+expect_text out '"limit": "[a-zA-Z -]+[0-9]*", "disk_bytes_per_s_assumed": [0-9.e+]+, "cast_bytes_per_s": [1-9]'
+expect_good 2 quantize --model "$model" --recipe fp8_row --dry_run
+expect_text out 'reading and writing at .* is assumed; casts at .* measured here times [0-9]+ on cpu in each of 2 ranks; SHA-256 at'
 expect_good 0 quantize --model "$model" --out g --recipe fp8_row --layout compressed-tensors
 checks=$((checks + 1))
 [ "$said" -eq "$(stat -c %s g/model.safetensors)" ] || fail "--dry_run said $said bytes"
@@ -129,6 +132,14 @@ echo '{"re:.*experts.*up_proj.*": "fp8_row", "re:.*experts.*": "int8_weight_only
 expect_good 0 quantize --model "$model" --out two --rules two.json
 expect_good 0 inspect two
 expect_text err 'note: for 3 weights, such as .*up_proj.*torchao takes another rule'
+# Three, of which both would take another one than the rules: patterns of names instead.
+echo '{"re:.*experts.*up_proj.*": "fp8_row", "re:.*.experts.*": "int8_weight_only",
+ "re:.*up_proj.*": "int4_weight_only"}' >three.json
+expect_good 0 quantize --model "$model" --out three --rules three.json
+expect_text err 'note: config.json has patterns made from .* names: .*experts\.0\.up_proj.*fp8_row.*int8_weight_only'
+expect_good 0 inspect three
+checks=$((checks + 1))
+! grep -q 'another rule' err || fail "torchao and transformers read three/config.json differently"
 cp -r d ignored
 sed -i 's/"lm_head"/"re:.*"/' ignored/config.json
 hostile ignored 'ignores'

@@ -224,12 +224,51 @@ static void every_recipe_is_fast(void **state)
         }
 }
 
+// The pieces of a tensor together, in any order; NaN stays.
+static void largest_of_pieces(void **state)
+{
+    (void)state;
+    static const int64_t counts[] = {0, 1, 77, 65536, 200001};
+    Data data = data_create();
+    for (size_t i = 0; i < COUNT_OF(counts); i++)
+        for (int kind = 0; kind < 4; kind++) {
+            const DType dtype = kind % 2 ? DTYPE_F32 : DTYPE_BF16;
+            int64_t count = counts[i];
+            char *values = data_poisoned(&data, count + 1, (uint64_t)dtype_bytes(dtype, 1));
+            fill(&data, dtype, 1, count, values);
+            if (kind >= 2 && count > 0)
+                memset(values + dtype_bytes(dtype, (uint64_t)data_below(&data, count)), 0xFF,
+                       dtype_bytes(dtype, 1));
+            float most = 0, amax = 0;
+            for (int64_t k = 0; k < count; k++) {
+                float value = dtype == DTYPE_F32
+                                  ? fabsf(((float *)(void *)values)[k])
+                                  : fabsf(f32_from_bf16(((uint16_t *)(void *)values)[k]));
+                most = isnan(value) || value > most ? value : most;
+            }
+            int64_t cut = count / 3;
+            cast_largest(&(CastLargest){.values = values + dtype_bytes(dtype, (uint64_t)cut),
+                                        .dtype = dtype,
+                                        .count = count - cut,
+                                        .amax = &amax},
+                         CPU);
+            cast_largest(
+                &(CastLargest){.values = values, .dtype = dtype, .count = cut, .amax = &amax}, CPU);
+            if (!(amax == most || (isnan(amax) && isnan(most))))
+                fail_msg("%lld %s: %g, but the largest is %g", (long long)count,
+                         dtype_row(dtype)->name, (double)amax, (double)most);
+            data_release(&data, 0);
+        }
+    data_destroy(&data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(equals_the_reference), cmocka_unit_test(options_too),
         cmocka_unit_test(packed_too),           cmocka_unit_test(several_threads),
         cmocka_unit_test(transposed_too),       cmocka_unit_test(every_recipe_is_fast),
+        cmocka_unit_test(largest_of_pieces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

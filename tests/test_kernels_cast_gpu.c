@@ -233,6 +233,46 @@ static void test_long_rows(void **state)
     twins_destroy(&twins);
 }
 
+// The amax of a tensor in two pieces, at addresses that allow vectors and at others.
+static void test_largest(void **state)
+{
+    (void)state;
+    static const int64_t counts[] = {0, 1, 77, 65536, 200001, 5 << 20};
+    Twins twins = twins_create();
+    for (size_t i = 0; i < COUNT_OF(counts); i++)
+        for (int kind = 0; kind < 8; kind++) {
+            const TwinsMark mark = twins_mark(&twins);
+            const DType dtype = kind % 2 ? DTYPE_F32 : DTYPE_BF16;
+            const int64_t count = counts[i], cut = kind / 4 ? count / 3 : count / 128 * 64;
+            Twin values = twin_normals(&twins, count, dtype, 1.0f);
+            Twin amax = twin_create(&twins, 1, sizeof(float));
+            *(float *)amax.host = 0;
+            if (kind / 2 % 2 && count > 0)
+                twin_put(values.host, dtype, twins_below(&twins, count), NAN);
+            twin_upload(&twins, &values);
+            twin_upload(&twins, &amax);
+            for (int device = 0; device < 2; device++) {
+                const char *data = device ? values.device : values.host;
+                CastLargest args = {.values = data,
+                                    .dtype = dtype,
+                                    .count = cut,
+                                    .amax = device ? amax.device : amax.host};
+                const Stream stream = device ? twins.cuda : twins.cpu;
+                cast_largest(&args, stream);
+                args.values = data + dtype_bytes(dtype, (uint64_t)cut);
+                args.count = count - cut;
+                cast_largest(&args, stream);
+            }
+            twin_fetch(&twins, &amax);
+            const float ours = *(float *)amax.back, reference = *(float *)amax.host;
+            if (!(ours == reference || (isnan(ours) && isnan(reference))))
+                fail_msg("%lld %s: %g on CUDA, %g on the CPU", (long long)count,
+                         dtype_row(dtype)->name, (double)ours, (double)reference);
+            twins_release(&twins, mark);
+        }
+    twins_destroy(&twins);
+}
+
 // All floats, 2^26 at a time, times 1 / scale = 1 (an amax of 448 given): the one conversion that
 // the device does in hardware. Infinities and NaN as well. The host compares every 61st.
 static void test_e4m3_of_every_float(void **state)
@@ -273,11 +313,9 @@ int main(void)
     if (!select_gpu())
         return EXIT_CODE_SKIPPED;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_recipe),
-        cmocka_unit_test(test_transposed),
-        cmocka_unit_test(test_options),
-        cmocka_unit_test(test_long_rows),
-        cmocka_unit_test(test_e4m3_of_every_float),
+        cmocka_unit_test(test_every_recipe), cmocka_unit_test(test_transposed),
+        cmocka_unit_test(test_options),      cmocka_unit_test(test_long_rows),
+        cmocka_unit_test(test_largest),      cmocka_unit_test(test_e4m3_of_every_float),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
