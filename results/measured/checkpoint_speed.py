@@ -2,6 +2,8 @@
 
   python3 results/measured/checkpoint_speed.py --program build/meshwork --folder BIG_EMPTY_FOLDER --python PYTHON_WITH_TORCHAO \
       -o results/measured/checkpoint_speed.md
+  python3 results/measured/checkpoint_speed.py --program build/meshwork --folder BIG_EMPTY_FOLDER --gpu --ranks 16 --sizes 12000 \
+      --rounds 3 -o results/measured/checkpoint_speed_h200.md      # 1 rank + GPU, and that many CPU ranks; room for two sources
   python3 results/measured/checkpoint_speed.py --make DIR --megabytes 28632     # only the model; this many: Qwen1.5-MoE-A2.7B's own shapes
 
 In every round: cp -r and fsync of the source folder, then each command once, everything before it synced. A copy reads and
@@ -210,6 +212,31 @@ def prepare(a, megabytes):
     timed(a, [w.replace("SOURCE", f"{a.folder}/source").replace("OUT", f"{a.folder}/packed") for w in command(a, "quantize", "--recipe", "fp8_row")])
 
 
+def measure_gpu(a, sizes):
+    """One rank and a GPU, one rank without, and many: beside cp + fsync, and what of it is the digests'."""
+    named = subprocess.run("nvidia-smi --query-gpu=name --format=csv,noheader", shell=True, capture_output=True, text=True)
+    gpu = named.stdout.splitlines() if named.returncode == 0 else []
+    jobs = []
+    for recipe in ("fp8_row", "nvfp4"):
+        words = ["quantize", "--recipe", recipe]
+        jobs += [(f"quantize {recipe}, 1 rank + GPU", command(a, *words, "--device", "cuda"), "source"),
+                 (f"quantize {recipe}, 1 rank + GPU, --no-hash", command(a, *words, "--device", "cuda", "--no-hash"), "source"),
+                 (f"quantize {recipe}, 1 rank, CPU", command(a, *words), "source"),
+                 (f"quantize {recipe}, {a.ranks} CPU ranks", command(a, *words, ranks=a.ranks), "source")]
+    with open(a.o, "w") as f:
+        f.write("# quantize on a GPU and on many ranks beside cp + fsync\n\n"
+                f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}; {os.cpu_count()} cores, {gpu[0] if gpu else 'a GPU'}; random bf16 in the names and shapes of "
+                f"Qwen1.5-MoE; load {os.getloadavg()[0]:.1f} at the start. GB/s are bytes read and written, of the whole process; \"of cp\" compares with the copy of "
+                "the same round: median (least .. most). The page cache is warm. What CUDA takes is in the resident set.\n")
+        for size in sizes:
+            shutil.rmtree(f"{a.folder}/source", ignore_errors=True)
+            make(f"{a.folder}/source", size)
+            table(f, f"{folder_bytes(a.folder + '/source') / 1e6:.0f} MB, {a.rounds} rounds:", *measure(a, size, a.rounds, jobs))
+        f.write(f"\n    python3 results/measured/checkpoint_speed.py --program build/meshwork --folder {a.folder} --gpu --ranks {a.ranks} --sizes {a.sizes} "
+                f"--rounds {a.rounds} -o results/measured/checkpoint_speed_h200.md\n")
+    shutil.rmtree(f"{a.folder}/source")
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--make")
@@ -220,12 +247,17 @@ def main():
     p.add_argument("--python", help="with torchao")
     p.add_argument("--sizes", default="64,256,1000,4000")
     p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--gpu", action="store_true")
+    p.add_argument("--ranks", type=int, default=16)
     p.add_argument("-o")
     a = p.parse_args()
     if a.make:
         return make(a.make, a.megabytes)
     if a.torchao:
         return torchao(*a.torchao)
+    sizes = [int(size) for size in a.sizes.split(",")]
+    if a.gpu:
+        return measure_gpu(a, sizes)
     jobs = [(f"quantize {recipe}", command(a, "quantize", "--recipe", recipe), "source") for recipe in ("fp8_row", "nvfp4", "mxfp8", "FP8_DYNAMIC", "W4A16")]
     jobs += [("quantize fp8_row --no-hash", command(a, "quantize", "--recipe", "fp8_row", "--no-hash"), "source"),
              ("convert nvfp4 to compressed-tensors", command(a, "convert", "--layout", "compressed-tensors"), "quantised"),
@@ -235,7 +267,6 @@ def main():
               ("torchao fp8_weight_only: load, quantize_, save, fsync", [a.python, __file__, "--torchao", "SOURCE", "OUT", "fp8_weight_only"], "source"),
               ("quantize nvfp4_weight_only", command(a, "quantize", "--recipe", "nvfp4_weight_only"), "source"),
               ("torchao nvfp4_weight_only", [a.python, __file__, "--torchao", "SOURCE", "OUT", "nvfp4_weight_only"], "source")]
-    sizes = [int(size) for size in a.sizes.split(",")]
     with open(a.o, "w") as f:
         f.write("# quantize and convert beside cp + fsync\n\n"
                 f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}; {os.cpu_count()} cores; random bf16 in the names and shapes of Qwen1.5-MoE; the machine was "
