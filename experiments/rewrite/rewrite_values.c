@@ -303,9 +303,9 @@ static void add_to_largest(Largest *largest, const void *data, int64_t count)
     uint64_t bytes = (uint64_t)count * sizeof(uint16_t);
     ArenaMark mark = arena_mark(values->arena);
     if (values->device != DEVICE_CPU) {
+        stream_wait(values->stream); // the piece before has left staging and device memory
         void *there = arena_push(values->arena, bytes, MEMORY_SCRATCH);
         char *staging = staging_of(values, bytes);
-        stream_wait(values->stream); // the piece before has left the staging memory
         memcpy(staging, data, bytes);
         device_copy(there, staging, bytes, values->stream);
         args.values = there;
