@@ -3,7 +3,7 @@
 //
 // Limits: memory for most; the divisions of the rules that divide (a vector division each 8 to 10
 // cycles) for fp8 and RANGE.
-#include "kernels/cast_isa.h"
+#include "kernels/cast/isa.h"
 
 #include <omp.h>
 #include <string.h>

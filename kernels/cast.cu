@@ -4,7 +4,7 @@
 // Largest magnitudes are found by atomic maxima of their bits, whose order matters to nothing, in
 // the place where the scale that they decide will stand; a launch of a few threads turns one into
 // the other.
-#include "kernels/cast_launch.cuh"
+#include "kernels/cast/launch.cuh"
 
 enum { PLAIN_THREADS = 128, PLAIN_WARP_ELEMENTS = 4096, GRID_MAX = 1 << 30 };
 

@@ -3,7 +3,7 @@
 //
 // A quirk: it works in column-major order. A row-major matrix is its transpose there, so the
 // product is asked for as c^T = op(b) op(a), with the operands changed round.
-#include "kernels/cublas_product.h"
+#include "kernels/gemm/cublas_product.h"
 
 #include <cublasLt.h>
 #include <string.h>

@@ -13,7 +13,7 @@
 // never cross a task.
 
 #include "kernels/cpu_math.h"
-#include "kernels/gemm_tile.h"
+#include "kernels/gemm/tile.h"
 
 KERNEL_DEFINE(grouped_gemm, GroupedGemm)
 

@@ -6,8 +6,8 @@
 //
 // The choice depends on dtype, shape and alignment only, never on how many rows there are, so a row
 // always gets the same bits. Within a kernel the order of sums is fixed for all rows.
-#include "kernels/gemm_hopper.cuh"
-#include "kernels/gemm_simt.cuh"
+#include "kernels/gemm/hopper.cuh"
+#include "kernels/gemm/simt.cuh"
 
 typedef void (*SimtKernel)(GroupedGemm);
 

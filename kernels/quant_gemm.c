@@ -7,7 +7,7 @@
 #include "kernels/quant_gemm.h"
 
 #include "kernels/cpu_math.h"
-#include "kernels/gemm_tile.h"
+#include "kernels/gemm/tile.h"
 #include "quant/units.h"
 
 #include <math.h>

@@ -17,12 +17,12 @@
 // Expanding costs a pass over the operand in every call, on memory: for weights of g experts n x k
 // at 4 bits about 2.5 g n k bytes beside 2 rows n k operations. Scales that are not f32 in rows
 // already are gathered into the workspace.
-#include "kernels/cublas_product.h"
 #include "kernels/expert_operand.h"
-#include "kernels/gemm_ring.cuh"
-#include "kernels/quant_expand.cuh"
-#include "kernels/quant_rows.cuh"
-#include "kernels/quant_simt.cuh"
+#include "kernels/gemm/cublas_product.h"
+#include "kernels/gemm/ring.cuh"
+#include "kernels/quant_gemm/expand.cuh"
+#include "kernels/quant_gemm/rows.cuh"
+#include "kernels/quant_gemm/simt.cuh"
 
 enum {
     ALIGN_BYTES = 256,

@@ -1,7 +1,7 @@
-// The arithmetic that the CUDA casts have of their own (kernels/cast_quick.h), compiled for the
+// The arithmetic that the CUDA casts have of their own (kernels/cast/quick.h), compiled for the
 // CPU: the codes of cast_encode for every recipe and operand, wherever it says that it fits; that
 // it fits ordinary blocks; and e2m1 over all floats (a strided subset of the bits).
-#include "kernels/cast_quick.h"
+#include "kernels/cast/quick.h"
 #include "quant/recipe.h"
 #include "tests/kernels_data.h"
 

@@ -1,7 +1,7 @@
 // Grouped products on the CPU: every vector version equals the plain loops bit for bit, whatever
 // the shape, the types, the threads and the numbers; the plain loops equal sums in double within
 // their bound; padding is neither read nor written.
-#include "kernels/gemm_tile.h"
+#include "kernels/gemm/tile.h"
 #include "tests/kernels_data.h"
 
 #include <sys/mman.h>

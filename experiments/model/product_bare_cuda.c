@@ -1,6 +1,6 @@
 // product_bare_cuda.c -- scales where cuBLASLt wants them.
 #include "experiments/model/product_bare.h"
-#include "kernels/cublas_product.h"
+#include "kernels/gemm/cublas_product.h"
 
 #include <stdlib.h>
 

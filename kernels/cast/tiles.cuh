@@ -1,0 +1,408 @@
+// tiles.cuh -- casts of what lies transposed, alone or together with the cast as it lies, from
+// one read.
+//
+// A thread block has a tile of 128 x 128 values in registers, a thread 8 rows of 8 columns: the
+// codes of 8 rows of a column are made side by side, so that nothing is transposed but where they
+// are put. They pass through shared memory, whose 8-byte pieces change places by the column's
+// number so that neither side meets a bank twice, and leave as 128 bytes of a column.
+//
+// Limit: memory bandwidth.
+#pragma once
+
+#include "kernels/cast/kernels.cuh"
+
+enum {
+    TILE_GROUPS_MAX = 4,     // of 32 rows
+    TILE_PIECES = 16,        // of 8 rows
+    TILE_WARP_ROWS = 16,     // of a warp
+    TILE_MEASURE_ROWS = 1024 // of a thread block that only measures
+};
+
+// What a scale spans, of the values as the operand sees them.
+typedef enum CastSpanKind {
+    SPAN_NONE,   // the operand is not wanted
+    SPAN_GROUP,  // 32, 64 or 128 columns of a row
+    SPAN_SQUARE, // 128 x 128
+    SPAN_ROW,    // a row; the scales are there already
+    SPAN_WHOLE,  // everything; likewise
+} CastSpanKind;
+
+struct CastTiles {
+    CastWork to, transposed; // values as they lie; its rows are columns of the values
+    CastSpanKind to_span, transposed_span;
+    const void *values;
+    int64_t matrices, rows, columns; // of the values
+    int64_t down, across;            // tiles of a matrix
+};
+typedef void (*CastTilesKernel)(CastTiles tiles);
+
+// Where a thread stands: its first row and column, in the tile and in the matrix.
+struct TileSpot {
+    int64_t matrix, row0, column0; // of the tile
+    int row, column;               // within it
+};
+
+__device__ __forceinline__ TileSpot tile_spot(const CastTiles &tiles, int64_t tile_rows)
+{
+    const int64_t down = (tiles.rows + tile_rows - 1) / tile_rows, in_matrix = down * tiles.across;
+    const int64_t index = blockIdx.x % in_matrix;
+    const int lane = lane_index();
+    TileSpot spot;
+    spot.matrix = blockIdx.x / in_matrix;
+    spot.row0 = index / tiles.across * tile_rows;
+    spot.column0 = index % tiles.across * CAST_TILE_SIDE;
+    spot.row = (int)threadIdx.x / WARP_LANES * TILE_WARP_ROWS + lane / 16 * GROUP_ELEMENTS;
+    spot.column = lane % 16 * GROUP_ELEMENTS;
+    return spot;
+}
+
+template <typename Element>
+__device__ __forceinline__ void tile_load(const CastTiles &tiles, const TileSpot &spot,
+                                          Group<Element> (&unit)[GROUP_ELEMENTS])
+{
+    const int64_t row = spot.row0 + spot.row, column = spot.column0 + spot.column;
+    const Element *from =
+        (const Element *)tiles.values + (spot.matrix * tiles.rows + row) * tiles.columns + column;
+#pragma unroll
+    for (int i = 0; i < GROUP_ELEMENTS; i++) {
+        unit_clear(&unit[i]);
+        if (row + i < tiles.rows && column < tiles.columns)
+            unit[i] = unit_load(from + i * tiles.columns);
+    }
+}
+
+// ---- columns' magnitudes ----
+
+// Of the 16 rows of a warp, for the lanes of both halves.
+__device__ __forceinline__ void columns_peak(const Group<Bf16> (&unit)[GROUP_ELEMENTS],
+                                             uint32_t (&bits)[GROUP_ELEMENTS])
+{
+#pragma unroll
+    for (int p = 0; p < GROUP_ELEMENTS / 2; p++) {
+        uint32_t most = 0;
+#pragma unroll
+        for (int i = 0; i < GROUP_ELEMENTS; i++)
+            most = __vmaxu2(most, unit[i].pair[p] & 0x7FFF7FFFu);
+        most = __vmaxu2(most, __shfl_xor_sync(WARP_ALL, most, 16));
+        bits[2 * p] = most << 16;
+        bits[2 * p + 1] = most & 0xFFFF0000u;
+    }
+}
+__device__ __forceinline__ void columns_peak(const Group<float> (&unit)[GROUP_ELEMENTS],
+                                             uint32_t (&bits)[GROUP_ELEMENTS])
+{
+#pragma unroll
+    for (int e = 0; e < GROUP_ELEMENTS; e++) {
+        uint32_t most = 0;
+#pragma unroll
+        for (int i = 0; i < GROUP_ELEMENTS; i++)
+            most = max(most, format_f32_magnitude(unit[i].value[e]));
+        bits[e] = max(most, __shfl_xor_sync(WARP_ALL, most, 16));
+    }
+}
+
+struct TilePeaks {
+    uint32_t bits[CAST_WARPS][CAST_TILE_SIDE]; // of each warp's 16 rows
+};
+
+__device__ __forceinline__ void peaks_put(TilePeaks *peaks, const uint32_t (&bits)[GROUP_ELEMENTS])
+{
+    const int lane = lane_index();
+    uint4 *to = (uint4 *)&peaks->bits[threadIdx.x / WARP_LANES][lane % 16 * GROUP_ELEMENTS];
+    if (lane < 16) {
+        to[0] = make_uint4(bits[0], bits[1], bits[2], bits[3]);
+        to[1] = make_uint4(bits[4], bits[5], bits[6], bits[7]);
+    }
+}
+
+// Of `rows` rows of a column from row `first` on, multiples of 16.
+__device__ __forceinline__ uint32_t peaks_get(const TilePeaks &peaks, int column, int first,
+                                              int rows)
+{
+    uint32_t most = 0;
+    for (int warp = first / TILE_WARP_ROWS; warp < (first + rows) / TILE_WARP_ROWS; warp++)
+        most = max(most, peaks.bits[warp][column]);
+    return most;
+}
+
+// Thread block: 1024 rows of 128 columns. Adds their largest magnitudes, as bits, to where their
+// scales will stand (CastSpanKind SPAN_ROW).
+template <typename Element>
+__global__ void __launch_bounds__(CAST_THREADS)
+    cast_tiles_measure_kernel(const __grid_constant__ CastTiles tiles)
+{
+    typedef Peak<false, sizeof(Element) == 2 ? DTYPE_BF16 : DTYPE_F32> P;
+    __shared__ TilePeaks peaks;
+    TileSpot spot = tile_spot(tiles, TILE_MEASURE_ROWS);
+    const int64_t end = min(spot.row0 + TILE_MEASURE_ROWS, tiles.rows);
+    uint32_t most[GROUP_ELEMENTS] = {0, 0, 0, 0, 0, 0, 0, 0};
+    for (; spot.row0 < end; spot.row0 += CAST_TILE_SIDE) {
+        Group<Element> unit[GROUP_ELEMENTS];
+        uint32_t bits[GROUP_ELEMENTS];
+        tile_load(tiles, spot, unit);
+        columns_peak(unit, bits);
+#pragma unroll
+        for (int e = 0; e < GROUP_ELEMENTS; e++)
+            most[e] = max(most[e], bits[e]);
+        if (tiles.to_span != SPAN_ROW)
+            continue;
+#pragma unroll
+        for (int i = 0; i < GROUP_ELEMENTS; i++) {
+            P peak = P::of(unit[i]);
+            for (int apart = 8; apart > 0; apart /= 2)
+                peak = peak.joined(peak.from_lane(apart));
+            const int64_t row = spot.row0 + spot.row + i;
+            if (lane_index() % 16 == 0 && row < tiles.rows)
+                atomicMax((uint32_t *)tiles.to.scales + spot.matrix * tiles.rows + row, peak.bits);
+        }
+    }
+    peaks_put(&peaks, most);
+    __syncthreads();
+    const int64_t column = spot.column0 + threadIdx.x;
+    if (threadIdx.x < CAST_TILE_SIDE && column < tiles.columns && tiles.transposed_span == SPAN_ROW)
+        atomicMax((uint32_t *)tiles.transposed.scales + spot.matrix * tiles.columns + column,
+                  peaks_get(peaks, (int)threadIdx.x, 0, CAST_TILE_SIDE));
+}
+
+// ---- the cast as it lies ----
+
+template <typename Kind, typename Element>
+__device__ __forceinline__ void tile_forward(const CastTiles &tiles, const TileSpot &spot,
+                                             uint32_t square,
+                                             const Group<Element> (&unit)[GROUP_ELEMENTS])
+{
+    typedef Peak<false, Kind::input> P;
+    const CastWork &work = tiles.to;
+    const int64_t row = spot.row0 + spot.row, column = spot.column0 + spot.column;
+    if (tiles.to_span == SPAN_GROUP) {
+#pragma unroll
+        for (int half = 0; half < GROUP_ELEMENTS; half += CAST_UNITS)
+            units_cast<Kind>(work, spot.matrix, unit + half, [&](int u) {
+                const int64_t at = row + half + u;
+                return UnitPlace{at, column, at < tiles.rows && column < tiles.columns};
+            });
+        return;
+    }
+    const QuantContext context = cast_context<Kind>(work, spot.matrix);
+    QuantBlock block = {0, 0, 0, 0, 0};
+    if (tiles.to_span == SPAN_SQUARE)
+        block = cast_choose(&context, P{square}.statistics());
+    else if (tiles.to_span == SPAN_WHOLE)
+        block = block_of_scale(context, *(const float *)work.scales);
+    if (tiles.to_span == SPAN_SQUARE && threadIdx.x == 0)
+        block_store(work, spot.matrix, spot.row0 / CAST_TILE_SIDE, spot.column0 / CAST_TILE_SIDE,
+                    block);
+#pragma unroll
+    for (int i = 0; i < GROUP_ELEMENTS; i++) {
+        const UnitPlace place = {row + i, column, row + i < tiles.rows && column < tiles.columns};
+        if (tiles.to_span == SPAN_ROW && place.there)
+            block = block_of_scale(
+                context, ((const float *)work.scales)[spot.matrix * tiles.rows + place.row]);
+        const float amax = P::of(unit[i]).statistics().amax;
+        unit_cast<Kind>(work, context, spot.matrix, place, block,
+                        cast_quick_fits(&context, &block, amax), unit[i]);
+    }
+}
+
+// ---- the transposed cast ----
+
+struct TileNumbers {
+    float2 of[TILE_GROUPS_MAX][CAST_TILE_SIDE]; // scale, multiplier
+};
+
+__device__ __forceinline__ int tile_group(const CastTiles &tiles)
+{
+    return tiles.transposed_span == SPAN_GROUP ? (int)tiles.transposed.block_columns
+                                               : (int)CAST_TILE_SIDE;
+}
+
+// Scales of the tile's columns, shared out over the threads. Whether the quick arithmetic has them.
+template <typename Kind>
+__device__ __forceinline__ bool tile_numbers(const CastTiles &tiles, const TileSpot &spot,
+                                             const TilePeaks &peaks, uint32_t square,
+                                             TileNumbers *numbers)
+{
+    const CastWork &work = tiles.transposed;
+    const CastSpanKind span = tiles.transposed_span;
+    const QuantContext context = cast_context<Kind>(work, spot.matrix);
+    const int rows = tile_group(tiles), groups = CAST_TILE_SIDE / rows;
+    bool quick = true;
+    for (int i = (int)threadIdx.x; i < groups * CAST_TILE_SIDE; i += CAST_THREADS) {
+        const int group = i / CAST_TILE_SIDE, column = i % CAST_TILE_SIDE;
+        const int64_t row = spot.row0 + group * rows, at = spot.column0 + column;
+        const bool there = at < tiles.columns && row < tiles.rows;
+        const Peak<false, DTYPE_F32> peak = {peaks_get(peaks, column, group * rows, rows)};
+        const Peak<false, DTYPE_F32> chosen_by = {span == SPAN_SQUARE ? square : peak.bits};
+        QuantBlock block = {0, 0, 0, 0, 0};
+        if (span == SPAN_GROUP || span == SPAN_SQUARE)
+            block = cast_choose(&context, chosen_by.statistics());
+        else if (there)
+            block = block_of_scale(
+                context, ((const float *)work
+                              .scales)[span == SPAN_WHOLE ? 0 : spot.matrix * tiles.columns + at]);
+        if (span == SPAN_GROUP && there)
+            block_store(work, spot.matrix, at, row / rows, block);
+        if (span == SPAN_SQUARE && i == 0)
+            block_store(work, spot.matrix, spot.column0 / CAST_TILE_SIDE,
+                        spot.row0 / CAST_TILE_SIDE, block);
+        cast_quick_ready(&context, &block);
+        numbers->of[group][column] = make_float2(block.scale, block.multiplier);
+        quick = quick && (!there || cast_quick_fits(&context, &block, peak.statistics().amax));
+    }
+    return quick;
+}
+
+// Codes of 8 rows of one column, one after the other, from memory.
+template <typename Kind>
+__device__ __forceinline__ void
+column_codes_slow(const CastTiles &tiles, const TileSpot &spot, const QuantContext &context,
+                  const QuantBlock &block, int e, uint32_t (&words)[2])
+{
+    typedef typename CastElement<Kind::input>::type Element;
+    const int64_t row = spot.row0 + spot.row, column = spot.column0 + spot.column + e;
+    const Element *from =
+        (const Element *)tiles.values + (spot.matrix * tiles.rows + row) * tiles.columns + column;
+    uint64_t all = 0;
+#pragma unroll 1
+    for (int i = GROUP_ELEMENTS - 1; i >= 0; i--) {
+        const bool there = row + i < tiles.rows && column < tiles.columns;
+        const float value = there ? widen(from[i * tiles.columns]) : 0.0f;
+        all = all << 8 | cast_byte(&context.rule, cast_encode(&context, &block, value));
+    }
+    words[0] = (uint32_t)all;
+    words[1] = (uint32_t)(all >> 32);
+}
+
+struct TileCodes {
+    uint2 piece[CAST_TILE_SIDE][TILE_PIECES]; // [column][rows / 8, places changed]
+};
+
+template <typename Kind, typename Element>
+__device__ __forceinline__ void
+tile_codes(const CastTiles &tiles, const TileSpot &spot, const TileNumbers &numbers, bool quick,
+           const Group<Element> (&unit)[GROUP_ELEMENTS], TileCodes *codes)
+{
+    const QuantContext context = cast_context<Kind>(tiles.transposed, spot.matrix);
+    const float2 *number = numbers.of[spot.row / tile_group(tiles)];
+    const int place = spot.row / GROUP_ELEMENTS ^ spot.column / GROUP_ELEMENTS;
+    if (!quick) {
+#pragma unroll 1
+        for (int e = 0; e < GROUP_ELEMENTS; e++) {
+            const float2 n = number[spot.column + e];
+            const QuantBlock block = {n.x, 0, n.y, 0, 0};
+            uint32_t words[2];
+            column_codes_slow<Kind>(tiles, spot, context, block, e, words);
+            codes->piece[spot.column + e][place] = make_uint2(words[0], words[1]);
+        }
+        return;
+    }
+#pragma unroll
+    for (int e = 0; e < GROUP_ELEMENTS; e++) {
+        const float2 n = number[spot.column + e];
+        const QuantBlock block = {n.x, 0, n.y, 0, 0};
+        float q[GROUP_ELEMENTS];
+        uint32_t words[2];
+#pragma unroll
+        for (int i = 0; i < GROUP_ELEMENTS; i++)
+            q[i] = cast_quick_scaled(&context, &block, group_value(unit[i], e));
+        cast_quick_pack(&context.rule, q, words);
+        codes->piece[spot.column + e][place] = make_uint2(words[0], words[1]);
+    }
+}
+
+// Eight neighbouring threads: 128 rows of a column.
+__device__ __forceinline__ void tile_out(const CastTiles &tiles, const TileSpot &spot,
+                                         const TileCodes &codes)
+{
+    const bool vector = tiles.rows % 16 == 0;
+#pragma unroll
+    for (int i = 0; i < CAST_TILE_SIDE * 8 / CAST_THREADS; i++) {
+        const int index = i * CAST_THREADS + (int)threadIdx.x, column = index / 8, part = index % 8;
+        const int change = column / GROUP_ELEMENTS;
+        const uint4 raw = *(const uint4 *)&codes.piece[column][(2 * part ^ change) & -2];
+        const uint4 words = change & 1 ? make_uint4(raw.z, raw.w, raw.x, raw.y) : raw;
+        const int64_t row = spot.row0 + part * 16, at = spot.column0 + column;
+        if (at >= tiles.columns || row >= tiles.rows)
+            continue;
+        uint8_t *to =
+            tiles.transposed.codes + (spot.matrix * tiles.columns + at) * tiles.rows + row;
+        if (vector) {
+            *(uint4 *)to = words;
+            continue;
+        }
+        const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+        for (int b = 0; b < 16; b++)
+            if (row + b < tiles.rows)
+                to[b] = (uint8_t)(word[b / 4] >> b % 4 * 8);
+    }
+}
+
+// Thread block: a tile.
+template <typename Kind>
+__global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 3 : 2)
+    cast_tiles_kernel(const __grid_constant__ CastTiles tiles)
+{
+    typedef typename CastElement<Kind::input>::type Element;
+    typedef Peak<false, Kind::input> P;
+    __shared__ TilePeaks peaks;
+    __shared__ TileNumbers numbers;
+    __shared__ __align__(16) TileCodes codes;
+    const TileSpot spot = tile_spot(tiles, CAST_TILE_SIDE);
+    Group<Element> unit[GROUP_ELEMENTS];
+    uint32_t bits[GROUP_ELEMENTS];
+    tile_load(tiles, spot, unit);
+    columns_peak(unit, bits);
+    peaks_put(&peaks, bits);
+    uint32_t square = 0;
+    if (tiles.to_span == SPAN_SQUARE || tiles.transposed_span == SPAN_SQUARE) {
+        P peak = P::none();
+#pragma unroll
+        for (int e = 0; e < GROUP_ELEMENTS; e++)
+            peak = peak.joined({bits[e]});
+        square = team_peak<P, false>(peak).bits;
+    }
+    __syncthreads();
+    const bool mine = tile_numbers<Kind>(tiles, spot, peaks, square, &numbers);
+    const bool quick = !__syncthreads_or(!mine);
+    tile_codes<Kind>(tiles, spot, numbers, quick, unit, &codes);
+    if (tiles.to_span != SPAN_NONE)
+        tile_forward<Kind>(tiles, spot, square, unit);
+    __syncthreads();
+    tile_out(tiles, spot, codes);
+}
+
+// ---- the kernels of a variant ----
+
+struct CastKernels {
+    CastKernel groups, warps, blocks; // NULL: no operand needs it
+    CastTilesKernel tiles;
+};
+
+// [bf16, f32] of each variant of a family.
+extern const CastKernels cast_kernels_fp8[][2], cast_kernels_fp4[][2], cast_kernels_int8[][2],
+    cast_kernels_int4[][2];
+
+// Some layouts and methods only groups have.
+template <typename Kind> static constexpr CastKernels cast_kernels_of()
+{
+    constexpr bool transposes = Kind::method == QUANT_SYMMETRIC && Kind::layout == CODES_BYTES;
+    if constexpr (Kind::method == QUANT_MX && Kind::layout == CODES_BYTES)
+        return {cast_groups_kernel<Kind>, nullptr, nullptr, cast_tiles_kernel<Kind>};
+    else if constexpr (Kind::group || Kind::layout == CODES_TILED || Kind::method == QUANT_RANGE ||
+                       Kind::method == QUANT_ZERO_POINT_CT ||
+                       Kind::quotient == QUOTIENT_RECIPROCAL_INPUT)
+        return {cast_groups_kernel<Kind>, nullptr, nullptr, nullptr};
+    else if constexpr (Kind::method == QUANT_ZERO_POINT)
+        return {nullptr, cast_warps_kernel<Kind>, cast_blocks_kernel<Kind>, nullptr};
+    else if constexpr (transposes)
+        return {cast_groups_kernel<Kind>, cast_warps_kernel<Kind>, cast_blocks_kernel<Kind>,
+                cast_tiles_kernel<Kind>};
+    else
+        return {cast_groups_kernel<Kind>, cast_warps_kernel<Kind>, cast_blocks_kernel<Kind>,
+                nullptr};
+}
+
+#define CAST_KERNELS(name, ...)                                                                    \
+    {cast_kernels_of<CastKind<__VA_ARGS__, DTYPE_BF16>>(),                                         \
+     cast_kernels_of<CastKind<__VA_ARGS__, DTYPE_F32>>()},

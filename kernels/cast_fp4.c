@@ -1,6 +1,0 @@
-// cast_fp4.c -- the CPU's loops of casts to fp4.
-#include "kernels/cast_isa.h"
-
-#if defined(__x86_64__)
-CAST_FAMILY(fp4, CAST_VARIANTS_FP4)
-#endif

@@ -1,4 +1,0 @@
-// cast_int4.cu -- the CUDA casts to int4.
-#include "kernels/cast_tiles.cuh"
-
-const CastKernels cast_kernels_int4[][2] = {CAST_VARIANTS_INT4(CAST_KERNELS)};

@@ -1,6 +1,0 @@
-// cast_int8.c -- the CPU's loops of casts to int8.
-#include "kernels/cast_isa.h"
-
-#if defined(__x86_64__)
-CAST_FAMILY(int8, CAST_VARIANTS_INT8)
-#endif
