@@ -11,6 +11,7 @@ typedef struct Sizes {
     double router, shared; // router rows, shared inner
     double b, k;           // bytes of an element, top_k
     bool local;            // one rank: rows are read in place, nothing travels
+    bool quantised;        // experts multiply under a recipe
     EpTraffic traffic;
 } Sizes;
 
@@ -124,23 +125,23 @@ static SpanCost back_dense(const Sizes *z)
 
 static const struct {
     const char *span;
-    bool forward;
+    bool forward, experts; // experts: a product that a recipe applies to
     SpanCost (*cost)(const Sizes *z);
 } rows[] = {
-    {"forward/router", true, router},
-    {"forward/dispatch", true, dispatch},
-    {"forward/gemm1", true, gemm1},
-    {"forward/activation", true, activation},
-    {"forward/gemm2", true, gemm2},
-    {"forward/shared", true, shared},
-    {"forward/combine", true, combine},
-    {"backward/dispatch", false, dispatch},
-    {"backward/gemm2", false, back_gemm2},
-    {"backward/activation", false, back_activation},
-    {"backward/gemm1", false, back_gemm1},
-    {"backward/combine", false, back_combine},
-    {"backward/weights", false, back_weights},
-    {"backward/dense", false, back_dense},
+    {"forward/router", true, false, router},
+    {"forward/dispatch", true, false, dispatch},
+    {"forward/gemm1", true, true, gemm1},
+    {"forward/activation", true, false, activation},
+    {"forward/gemm2", true, true, gemm2},
+    {"forward/shared", true, false, shared},
+    {"forward/combine", true, false, combine},
+    {"backward/dispatch", false, false, dispatch},
+    {"backward/gemm2", false, true, back_gemm2},
+    {"backward/activation", false, false, back_activation},
+    {"backward/gemm1", false, true, back_gemm1},
+    {"backward/combine", false, false, back_combine},
+    {"backward/weights", false, true, back_weights},
+    {"backward/dense", false, false, back_dense},
 };
 
 static Sizes sizes_of(const Moe *moe, const EpTraffic *traffic)
@@ -156,7 +157,18 @@ static Sizes sizes_of(const Moe *moe, const EpTraffic *traffic)
                    .b = (double)dtype_bytes(s->config.dtype, 1),
                    .k = s->config.top_k,
                    .local = ep_transport(moe->ep) == EP_LOCAL,
+                   .quantised = moe->quant != NULL,
                    .traffic = *traffic};
+}
+
+// Codes multiply at other rates than values: under a recipe only memory bounds the time of a
+// product, values and results at their own width as before.
+static SpanCost cost_of(const Sizes *z, size_t row)
+{
+    SpanCost cost = rows[row].cost(z);
+    if (z->quantised && rows[row].experts)
+        cost.flops = 0;
+    return cost;
 }
 
 static SpanCost sum_of(const Moe *moe, const EpTraffic *traffic, bool with_backward)
@@ -165,7 +177,7 @@ static SpanCost sum_of(const Moe *moe, const EpTraffic *traffic, bool with_backw
     SpanCost total = {0};
     for (size_t i = 0; i < COUNT_OF(rows); i++)
         if (rows[i].forward || with_backward)
-            total = add(total, rows[i].cost(&z));
+            total = add(total, cost_of(&z, i));
     return total;
 }
 
@@ -184,6 +196,6 @@ SpanCost moe_span_cost(const Moe *moe, const EpTraffic *traffic, const char *spa
     Sizes z = sizes_of(moe, traffic);
     for (size_t i = 0; i < COUNT_OF(rows); i++)
         if (strcmp(rows[i].span, span) == 0)
-            return rows[i].cost(&z);
+            return cost_of(&z, i);
     return (SpanCost){0};
 }
