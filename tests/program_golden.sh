@@ -4,8 +4,10 @@
 # shellcheck source=tests/program_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
 
+counts=(1 2 3 4 8)
+if grep -q __asan_init "$program"; then counts=(1 3 8); fi # sanitizers look at memory, the other build at all numbers
 for layer in "$golden"/moe_layers/*.safetensors; do
-    for ranks in 1 2 3 4 8; do
+    for ranks in "${counts[@]}"; do
         expect_good "$ranks" dp2ep --samples 0 --mesh "ep=$ranks" --load "$layer" --json
         # Every expected tensor is among what was compared.
         for name in $(tensor_names "$layer" | grep '^expect\.'); do expect_text out "${name#expect.}"; done
