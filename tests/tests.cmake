@@ -93,7 +93,7 @@ list(FILTER scripts EXCLUDE REGEX "_lib\\.sh$")
 foreach(script ${scripts})
   get_filename_component(name "${script}" NAME_WE)
   # What hardly depends on the build is run with one of the two that ./run test makes.
-  if(CMAKE_BUILD_TYPE STREQUAL "Debug" AND name MATCHES "^(check_.*|program_(fuzz|page|parallelisms_oracle))$")
+  if(CMAKE_BUILD_TYPE STREQUAL "Debug" AND name MATCHES "^(check_.*|program_(fuzz|page|options|parallelisms_oracle|parallelisms_plan))$")
     continue()
   endif()
   read_header("${script}" labels labels)
