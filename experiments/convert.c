@@ -1,7 +1,7 @@
 // convert.c -- `meshwork convert`: a quantised model into the files of another library, or back to
 // bf16. Codes and scales are kept wherever the new layout has a place for them.
 #include "experiments/rewrite/rewrite.h"
-#include "experiments/rewrite/rewrite_show.h"
+#include "experiments/rewrite/show.h"
 #include "harness/command.h"
 
 typedef struct Params {

@@ -1,7 +1,7 @@
 // inspect.c -- `meshwork inspect`: what is in a checkpoint, weight by weight, and whether it is
 // what its recipe makes of the model it came from.
 #include "experiments/model/weight_report.h"
-#include "experiments/rewrite/rewrite_values.h"
+#include "experiments/rewrite/values.h"
 #include "harness/command.h"
 #include "quant/message.h"
 #include "results/table.h"

@@ -1,7 +1,7 @@
 // quantize.c -- `meshwork quantize`: a Hugging Face model into a smaller one, by patterns on names,
 // in the files that torchao and compressed-tensors load.
 #include "experiments/rewrite/rewrite.h"
-#include "experiments/rewrite/rewrite_show.h"
+#include "experiments/rewrite/show.h"
 #include "harness/command.h"
 
 #include <stdio.h>

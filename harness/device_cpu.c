@@ -5,6 +5,7 @@
 // address space only; large blocks ask for huge pages. Every block is preceded by one page that
 // remembers the mapping. Facts about the machine: /proc/cpuinfo, the affinity mask, sysfs (Linux
 // kernel, Documentation/ABI/testing/sysfs-devices- system-cpu).
+#include "harness/clock.h"
 #include "harness/device_operations.h"
 
 #include <ctype.h>
@@ -15,7 +16,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/utsname.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { PAGE_BYTES = 4096, HUGE_PAGE_BYTES = 2 << 20, CPUS_MAX = 1 << 16 };
@@ -203,9 +203,7 @@ static void cpu_event_destroy(Event *event)
 static void cpu_event_record(Event *event, Stream stream)
 {
     (void)stream;
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    event->host_ns = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    event->host_ns = clock_ns();
 }
 
 static bool cpu_event_done(const Event *event)

@@ -280,6 +280,53 @@ void json_each(const Json *object, bool (*visit)(const char *key, const Json *va
             return;
 }
 
+typedef struct Keys {
+    const char **key;
+    size_t count;
+} Keys;
+
+static bool visit_key(const char *key, const Json *value, void *context)
+{
+    (void)value;
+    Keys *keys = context;
+    keys->key[keys->count++] = key;
+    return true;
+}
+
+static int compare_keys(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+Json *json_sorted(const Json *json)
+{
+    if (json_is_array(json)) {
+        Json *array = json_array();
+        for (uint64_t i = 0; i < json_count(json); i++)
+            json_append(array, json_sorted(json_at(json, i)));
+        return array;
+    }
+    if (json_is_object(json)) {
+        Keys keys = {calloc(json_count(json) + 1, sizeof(*keys.key)), 0};
+        CHECK(keys.key, EXIT_CODE_HARDWARE, "free host memory", "no host memory for %llu keys",
+              (unsigned long long)json_count(json));
+        json_each(json, visit_key, &keys);
+        qsort(keys.key, keys.count, sizeof(*keys.key), compare_keys);
+        Json *object = json_object();
+        for (size_t i = 0; i < keys.count; i++)
+            json_set(object, keys.key[i], json_sorted(json_find(json, keys.key[i])));
+        free(keys.key);
+        return object;
+    }
+    if (json_is_text(json))
+        return json_text(json_text_of(json));
+    if (json_is_integer(json))
+        return json_integer(json_integer_of(json));
+    if (json_is_boolean(json))
+        return json_boolean(json_boolean_of(json));
+    return json_is_number(json) ? json_real(json_real_of(json)) : json_null();
+}
+
 char *json_print(const Json *json, bool indented)
 {
     size_t layout = indented ? JSON_INDENT(2) : 0;

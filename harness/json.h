@@ -50,5 +50,7 @@ const Json *json_at(const Json *array, uint64_t index);
 // Calls visit for every member in file order until it returns false.
 void json_each(const Json *object, bool (*visit)(const char *key, const Json *value, void *context),
                void *context);
+// Local. A copy with the members of every object in the order of their keys. Owner: the caller
+Json *json_sorted(const Json *json);
 // Local. One line, or indented by 2. The caller frees it.
 char *json_print(const Json *json, bool indented);

@@ -3,6 +3,7 @@
 // A terminal is redrawn in place at most ten times a second; a log gets no carriage returns. Both
 // only ever go to stderr, so that results on stdout stay clean.
 #include "harness/progress.h"
+#include "harness/clock.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -16,17 +17,10 @@ enum { BAR_CELLS = 24 };
 static const int64_t terminal_period_ns = 100 * 1000 * 1000;
 static const int64_t log_period_ns = 30LL * 1000 * 1000 * 1000;
 
-static int64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000LL + now.tv_nsec;
-}
-
 Progress progress_begin(const Run *run, const char *what, int64_t total)
 {
     const char *terminal = getenv("TERM");
-    int64_t now = now_ns();
+    int64_t now = clock_ns();
     return (Progress){
         .run = run,
         .what = what,
@@ -101,7 +95,7 @@ void progress_update(Progress *progress, int64_t done)
 {
     if (!progress->active)
         return;
-    int64_t now = now_ns();
+    int64_t now = clock_ns();
     int64_t period = progress->terminal ? terminal_period_ns : log_period_ns;
     if (now - progress->last_print_ns < period)
         return;

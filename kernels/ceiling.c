@@ -5,12 +5,12 @@
 // copies its own part, as STREAM does (McCalpin, "Memory bandwidth and machine balance in current
 // high performance computers", 1995).
 #include "kernels/ceiling.h"
+#include "harness/clock.h"
 
 #include "harness/random.h"
 #include "kernels/grouped_gemm.h"
 
 #include <string.h>
-#include <time.h>
 
 enum {
     REPETITIONS_MAX = 5,
@@ -30,13 +30,6 @@ DeviceCeilings ceiling_measure(DeviceKind kind, int threads, Arena *scratch)
     return row[kind](threads, scratch);
 }
 
-static double now_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
-
 typedef struct Work {
     void (*run)(const void *context);
     const void *context;
@@ -46,11 +39,11 @@ typedef struct Work {
 static double fastest_s(Work work)
 {
     work.run(work.context);
-    double began = now_s(), fastest = 0;
-    for (int i = 0; i < REPETITIONS_MAX && (i == 0 || now_s() - began < time_limit_s); i++) {
-        double before = now_s();
+    double began = clock_s(), fastest = 0;
+    for (int i = 0; i < REPETITIONS_MAX && (i == 0 || clock_s() - began < time_limit_s); i++) {
+        double before = clock_s();
         work.run(work.context);
-        double taken = now_s() - before;
+        double taken = clock_s() - before;
         if (i == 0 || taken < fastest)
             fastest = taken;
     }

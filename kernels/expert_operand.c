@@ -77,10 +77,10 @@ void rows_amax_cpu(const RowsAmax *args, Stream stream)
 {
     (void)stream;
     uint32_t most = format_f32_magnitude(*args->amax);
-    int64_t rows = args->row_map ? *args->rows_total : args->rows;
+    int64_t rows = *args->rows_total;
 #pragma omp parallel for schedule(static) reduction(max : most)
     for (int64_t row = 0; row < rows; row++) {
-        if (args->row_map && args->row_map[row] < 0)
+        if (args->row_map[row] < 0)
             continue;
         for (int64_t column = 0; column < args->columns; column++) {
             float value = cpu_load(args->values, args->dtype, row * args->columns + column);

@@ -89,10 +89,10 @@ template <typename T>
 __global__ void __launch_bounds__(OPERAND_THREADS)
     amax_kernel(const __grid_constant__ RowsAmax args)
 {
-    const int64_t rows = args.row_map ? min((int64_t)*args.rows_total, args.rows) : args.rows;
+    const int64_t rows = min((int64_t)*args.rows_total, args.rows);
     uint32_t most = 0;
     for (int64_t row = warp_index(); row < rows; row += warp_count()) {
-        if (args.row_map && __ldg(args.row_map + row) < 0)
+        if (__ldg(args.row_map + row) < 0)
             continue;
         const T *values = (const T *)args.values + row * args.columns;
         for (int64_t i = lane_index(); i < args.columns; i += WARP_LANES)

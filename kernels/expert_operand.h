@@ -27,14 +27,14 @@ typedef struct RowsTranspose {
 } RowsTranspose;
 KERNEL_DECLARE(rows_transpose, RowsTranspose);
 
-// *amax becomes the largest of itself and all magnitudes, NaN if any is. Bits are compared as whole
-// numbers, so that any order gives the same.
+// *amax becomes the largest of itself and all magnitudes in real rows, NaN if any is. Bits are
+// compared as whole numbers, so that any order gives the same. Without gaps: cast_largest (cast.h).
 typedef struct RowsAmax {
     int64_t rows, columns;
     DType dtype;
     const void *values;        // [rows, columns]
-    const int32_t *row_map;    // [rows], or NULL: all rows
-    const int32_t *rows_total; // [1], with row_map
+    const int32_t *row_map;    // [rows]
+    const int32_t *rows_total; // [1]
     float *amax;               // [1]
 } RowsAmax;
 KERNEL_DECLARE(rows_amax, RowsAmax);

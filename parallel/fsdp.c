@@ -196,9 +196,8 @@ float *fsdp_gradient(const Fsdp *fsdp, int parameter)
     return fsdp->full_gradients + first + fsdp->plan.place[parameter].full;
 }
 
-void fsdp_step_begin(Fsdp *fsdp, Stream stream)
+void fsdp_step_begin(Fsdp *fsdp)
 {
-    (void)stream;
     fsdp->resident = fsdp->coming = NO_UNIT;
     for (int unit = 0; unit < fsdp->settings.units; unit++)
         fsdp->present[unit] = fsdp->has_kept[unit] = false;

@@ -128,7 +128,7 @@ float *fsdp_gradients(const Fsdp *fsdp);
 int64_t fsdp_shard_offset(const Fsdp *fsdp, int parameter);
 
 // All below: Collective(the groups), Enqueues(stream), in the same order on every rank.
-void fsdp_step_begin(Fsdp *fsdp, Stream stream); // values may have changed
+void fsdp_step_begin(Fsdp *fsdp); // values may have changed
 void fsdp_prefetch(Fsdp *fsdp, int unit, bool backward, Stream stream);
 void fsdp_use(Fsdp *fsdp, int unit, bool backward, Stream stream);
 void fsdp_release(Fsdp *fsdp, int unit, Stream stream); // after the unit's forward

@@ -11,18 +11,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "harness/clock.h"
 #include "parallel/ledger_state.h"
 
 static const double BUSY_PAUSE_S = 0.02; // while something is being found out
 static const double CONNECT_S = 2;       // to one address
 enum { BUSY_NS = 1000000, ENTRIES_OF_ALL = 1 << 16 };
-
-static double real_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 // ---- what this rank is at ----
 
@@ -382,7 +376,7 @@ static void wait_for_events(Ledger *ledger)
     if (ledger_hub_is_busy(ledger) && pause_s > BUSY_PAUSE_S)
         pause_s = BUSY_PAUSE_S;
     poll(polls, (nfds_t)ledger->links_max + 2, pause_s > 0 ? 1 + (int)(1000 * pause_s) : 0);
-    double real_s = real_seconds(), passed_s = real_s - ledger->real_s;
+    double real_s = clock_s(), passed_s = real_s - ledger->real_s;
     ledger->real_s = real_s;
     ledger->now_s += passed_s < 4 * ledger->tick_s ? passed_s : 4 * ledger->tick_s;
 }
@@ -393,7 +387,7 @@ void *ledger_watch(void *argument)
     sigset_t all;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL);
-    ledger->real_s = real_seconds();
+    ledger->real_s = clock_s();
     find_hub(ledger);
     while (!ledger->quiet) {
         wait_for_events(ledger);

@@ -142,6 +142,35 @@ void expert_name_write(const ExpertName *name, char *text, size_t bytes)
                  part_names[name->part]);
 }
 
+static int parts_of(const ExpertName *array)
+{
+    return array->part == EXPERT_GATE_UP ? 2 : 1;
+}
+
+bool expert_matrices(const ExpertName *array, const Weight *weight, const char *folder,
+                     int64_t *count, Error *error)
+{
+    int64_t experts = weight->tensor.shape[0], rows = weight->tensor.shape[1];
+    *count = experts * parts_of(array);
+    return (rows % parts_of(array) == 0 && experts <= EXPERTS_MAX) ||
+           bad_tensor(error, folder, weight->name,
+                      "%lld experts of %lld rows are no experts' gate and up", (long long)experts,
+                      (long long)rows);
+}
+
+void expert_matrix(const ExpertName *array, const Weight *weight, int64_t index,
+                   ExpertMatrix *matrix)
+{
+    int parts = parts_of(array);
+    ExpertName name = *array;
+    name.expert = index / parts;
+    if (parts == 2)
+        name.part = index % 2 ? EXPERT_UP : EXPERT_GATE;
+    expert_name_write(&name, matrix->name, sizeof(matrix->name));
+    matrix->rows = weight->tensor.shape[1] / parts;
+    matrix->first = index * matrix->rows;
+}
+
 // ---- matching ----
 
 // The parameter's name, and its module's.
@@ -298,14 +327,17 @@ bool weight_is_embedding(const char *parameter)
            is_word(last, bytes, "wpe");
 }
 
+bool weight_is_real(DType dtype)
+{
+    return dtype == DTYPE_BF16 || dtype == DTYPE_F16 || dtype == DTYPE_F32;
+}
+
 const char *weight_is_special(const char *parameter, const Tensor *tensor)
 {
     size_t bytes;
     ExpertName name;
     const char *last = last_of(parameter, &bytes), *dot = strrchr(parameter, '.');
-    bool real =
-        tensor->dtype == DTYPE_BF16 || tensor->dtype == DTYPE_F16 || tensor->dtype == DTYPE_F32;
-    if (!real)
+    if (!weight_is_real(tensor->dtype))
         return "not of a floating type";
     if (expert_name_read(parameter, tensor->rank, &name))
         return NULL;

@@ -8,7 +8,7 @@
 #include "quant/checkpoint.h"
 #include "quant/pattern.h"
 
-enum { NAME_RULES_MAX = 4096, EXPERT_NAME_BYTES = 2048 };
+enum { NAME_RULES_MAX = 4096, EXPERT_NAME_BYTES = 2048, EXPERTS_MAX = 1 << 16 };
 
 typedef struct NameRule {
     Pattern *pattern; // NULL: _default, whatever no other rule names
@@ -45,6 +45,18 @@ bool expert_name_read(const char *parameter, int rank, ExpertName *name);
 // Local. The parameter's name: ".3.up_proj.weight" or ".gate_up_proj" behind the prefix.
 void expert_name_write(const ExpertName *name, char *text, size_t bytes);
 
+// Matrices of an array of experts, [experts, rows, columns]; where gate and up share the rows, two
+// of each expert.
+typedef struct ExpertMatrix {
+    char name[EXPERT_NAME_BYTES + 64]; // as if each were a parameter of its own
+    int64_t first, rows;               // of the array's rows, counted through all experts
+} ExpertMatrix;
+// Local. How many; error 65 if its shape is none of experts.
+bool expert_matrices(const ExpertName *array, const Weight *weight, const char *folder,
+                     int64_t *count, Error *error);
+void expert_matrix(const ExpertName *array, const Weight *weight, int64_t index,
+                   ExpertMatrix *matrix); // Local
+
 // Local. The index of the rule for a weight, or -1. experts: how many a fused array holds. Error 2
 // if rules name only some of what a fused array holds.
 bool name_rules_find(const NameRules *rules, const char *parameter, int rank, int64_t experts,
@@ -54,3 +66,5 @@ bool name_rules_find(const NameRules *rules, const char *parameter, int rank, in
 // says so; NULL if one should. An embedding is left alone even where an expression names it.
 const char *weight_is_special(const char *parameter, const Tensor *tensor);
 bool weight_is_embedding(const char *parameter);
+// Local. Of a type that models keep unquantised weights in: f32, f16, bf16.
+bool weight_is_real(DType dtype);

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Folders depend one way, and each library has one wall around it.
 # $1: the source folder.
+# builds: release
 #
 # A file may include headers of its own folder and of folders to its left in `order`; tests may include all. Headers of
 # a library appear only where `walls` says. Before it judges the tree, the check must refuse small wrong trees.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every C and CUDA file is as clang-format writes it with .clang-format of the root.
 # $1: the source folder.
+# builds: release
 set -euo pipefail
 cd "${1:-.}"
 

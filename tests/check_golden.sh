@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The layers and kernels in tests/golden are what PyTorch computes from their inputs, today as on the day they were made.
 # $1: the source folder. Skipped (77) where python3 has no torch. PYTHON (environment) names another python.
+# builds: release
 # labels: oracle
 set -euo pipefail
 cd "${1:-.}/tests/golden"

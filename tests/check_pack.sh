@@ -2,6 +2,7 @@
 # The archive for machines without a registry holds the headers and libraries a build looks for, and unpacking it
 # replaces nothing that is there.
 # $1: the source folder. Skipped (77) where no registry can be reached.
+# builds: release
 set -euo pipefail
 cd "${1:-.}"
 

@@ -2,6 +2,7 @@
 # The sbatch templates: bash accepts them, they ask Slurm for what a resumable MPI job needs, and, run with stand-ins for
 # srun, scancel and scontrol, they start the program once, pass the signal on, requeue on 75 and hand on the exit code.
 # $1: the source folder.
+# builds: release
 set -uo pipefail
 cd "${1:-.}" || exit 1
 source_folder=$PWD

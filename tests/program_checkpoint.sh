@@ -63,7 +63,7 @@ checks=$((checks + 1))
 
 # ---- memory: that of the rows at hand, whatever the model ----
 # Not under sanitizers, whose own memory is larger and which take minutes for so many values.
-if ! grep -q __asan_init "$program"; then
+if ! is_sanitized; then
     mkdir large
     entries='' at=0 rows=32768
     for name in gate up down; do

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The log parser, the JSON scanner and trace_merge under libFuzzer with AddressSanitizer and UndefinedBehaviorSanitizer:
 # a short run. The long one, 10 million inputs each:
+# builds: release
 #
 #   FUZZ_RUNS=10000000 tests/program_fuzz.sh build            # FUZZ_TARGETS="torch_log" for one of them
 #

@@ -5,7 +5,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
 
 counts=(1 2 3 4 8)
-if grep -q __asan_init "$program"; then counts=(1 3 8); fi # sanitizers look at memory, the other build at all numbers
+if is_sanitized; then counts=(1 3 8); fi # sanitizers look at memory, the other build at all numbers
 for layer in "$golden"/moe_layers/*.safetensors; do
     for ranks in "${counts[@]}"; do
         expect_good "$ranks" dp2ep --samples 0 --mesh "ep=$ranks" --load "$layer" --json

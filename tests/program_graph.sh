@@ -113,7 +113,7 @@ repeated() { # repeated COUNT FILE SEPARATOR: the file that often
     done
 }
 copies=900
-if grep -q __asan_init "$program"; then copies=30; fi
+if is_sanitized; then copies=30; fi
 sed '1,/"traceEvents": \[/d; /^  \],$/,$d' "$logs/train.trace.json" >events
 { printf '{"traceEvents": [\n' && repeated $copies events ',' && printf ']}\n'; } >large.json
 repeated $copies "$logs/train.short.txt" '' >large.txt

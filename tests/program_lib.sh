@@ -30,6 +30,8 @@ ulimit -c unlimited 2>/dev/null
 failures=0 checks=0 printed_for=none
 run_limit_s=120 # under sanitizers on a busy machine a run takes seconds, not minutes
 
+is_sanitized() { grep -q __asan_init "$program"; } # such a build is slow and has its own memory
+
 # Says what is wrong, and once per run what the program printed.
 fail() {
     failures=$((failures + 1))
@@ -107,7 +109,7 @@ expect_same() {
 # expect_peak_below BYTES: what tool_peak_memory left in the file `peak`, beyond what the program takes to start (CUDA's
 # libraries alone are 230 MB). Sanitizers hold freed memory back: not judged there.
 expect_peak_below() {
-    grep -q __asan_init "$program" && return
+    is_sanitized && return
     checks=$((checks + 1))
     local used
     "$build/tool_peak_memory" start "$program" --help >/dev/null

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Wrong options, ranges and meshes: one message of ours, its exit code as mpirun's, no hang, no core.
 # $1: the build folder.
+# builds: release
 # shellcheck source=tests/program_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
 

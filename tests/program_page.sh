@@ -2,6 +2,7 @@
 # The pages of `meshwork graph` in a real browser: no console error, search, click, table, keys; hostile text stays text;
 # 2,000 nodes; screenshots page_*.png in the build folder.
 # $1: the build folder. Skipped (77) where there is no chromium.
+# builds: release
 # timeout: 600
 # shellcheck source=tests/program_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Planted bugs (SEMANTICS.md section 8) are found and named; without one the same run is good.
 # $1: the build folder.
+# builds: release
 # shellcheck source=tests/program_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Plans, explanations, the Linear, layer files, result files of `meshwork parallelisms`.
 # $1: the build folder.
+# builds: release
 # shellcheck source=tests/program_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/program_lib.sh"
 

@@ -20,7 +20,7 @@ trained=(fp8_row fp8_block mxfp8:mode=floor)
 spanning=(fp8_tensor nvfp4 int8_dynamic int4_tile)
 others=(fp8_weight_only int8_weight_only int4_weight_only int8_int4 mxfp4 nvfp4_one_level nvfp4_weight_only fp8_int4
     int4_int4 deepseek_block FP8_DYNAMIC FP8_BLOCK W8A8 W8A16 W4A16 W4A16_ASYM W4A8 W4AFP8 NVFP4A16 MXFP4 MXFP8)
-if grep -q __asan_init "$program"; then trained=(mxfp8:mode=floor) spanning=(nvfp4) others=(int8_dynamic int4_tile); fi
+if is_sanitized; then trained=(mxfp8:mode=floor) spanning=(nvfp4) others=(int8_dynamic int4_tile); fi
 
 for recipe in "${trained[@]}"; do
     save one 0 12 "$recipe"

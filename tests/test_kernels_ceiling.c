@@ -1,21 +1,14 @@
 // The measured ceilings of each device that is here: plausible numbers, quickly, and no memory
 // kept.
+#include "harness/clock.h"
 #include "kernels/ceiling.h"
 #include "tests/select_gpu.h"
 
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <time.h>
 
 #include <cmocka.h>
-
-static double now_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 // A rate between that of one slow core and that of a rack.
 static void expect_rate(const char *device, const char *name, double rate, double least)
@@ -29,9 +22,9 @@ static void measure(DeviceKind kind, int threads)
     Arena *scratch = arena_create(MEMORY_DEVICE, kind);
     char *first = ARENA_PUSH(scratch, char, 1, MEMORY_SCRATCH);
     char *second = ARENA_PUSH(scratch, char, 1, MEMORY_SCRATCH);
-    const double began = now_s();
+    const double began = clock_s();
     const DeviceCeilings ceilings = ceiling_measure(kind, threads, scratch);
-    const double taken = now_s() - began;
+    const double taken = clock_s() - began;
     const char *device = device_kind_name(kind);
     expect_rate(device, "copy_bytes_per_s", ceilings.copy_bytes_per_s, 1e7);
     expect_rate(device, "f32_flops_per_s", ceilings.f32_flops_per_s, 1e6);

@@ -202,7 +202,7 @@ static void run_step(const Case *c, Fsdp *fsdp, int micros)
 {
     Stream stream = c->setting->stream;
     int units = c->settings.units;
-    fsdp_step_begin(fsdp, stream);
+    fsdp_step_begin(fsdp);
     for (int micro = 0; micro < micros; micro++) {
         for (int unit = 0; unit < units; unit++) {
             fsdp_use(fsdp, unit, false, stream);

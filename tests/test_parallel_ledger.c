@@ -17,6 +17,7 @@
 
 #include <cmocka.h>
 
+#include "harness/clock.h"
 #include "harness/random.h"
 #include "parallel/comm.h"
 #include "parallel/ledger_state.h"
@@ -125,13 +126,6 @@ static void sleep_s(double seconds)
     nanosleep(&time, NULL);
 }
 
-static double now_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static void uneven_exchange(Comm comm, uint64_t round)
 {
     enum { RANKS_MAX = 8, STRIDE = 512 };
@@ -153,7 +147,7 @@ static void right_calls_are_left_alone(void **state)
 {
     Job *job = *state;
     start(job);
-    double begin = now_s(), ends = 0;
+    double begin = clock_s(), ends = 0;
     int64_t value = 0, all[8] = {0};
     for (uint64_t round = 0; ends == 0; round++) {
         Comm comm = round % 3 ? job->half : job->world;
@@ -167,7 +161,7 @@ static void right_calls_are_left_alone(void **state)
             comm_destroy(&short_lived);
         }
         run_barrier(job->run);
-        ends = run_maximum(job->run, now_s() - begin > 1.5);
+        ends = run_maximum(job->run, clock_s() - begin > 1.5);
     }
     stop(job);
 }
@@ -182,7 +176,8 @@ static void work_is_left_alone(void **state)
     sleep_s(1.6);
     comm_barrier(job->world, job->stream);
     volatile double sum = 0;
-    for (double begin = now_s(); job->run->rank == job->run->ranks - 1 && now_s() - begin < 1.6;)
+    for (double begin = clock_s();
+         job->run->rank == job->run->ranks - 1 && clock_s() - begin < 1.6;)
         for (int i = 0; i < 1000; i++)
             sum += i;
     comm_barrier(job->world, job->stream);

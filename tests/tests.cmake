@@ -2,6 +2,7 @@
 #   tests/test_<folder>_<unit>.c   a cmocka program.  // ranks: 1 2 4   // labels: gpu slow
 #   tests/program_<what>.sh        the whole program, called with the build folder.  # labels: slow   # timeout: 1200
 #   tests/check_<what>.sh          the source tree, called with the source folder
+# "# builds: release" keeps a script out of the debug build: what it shows hardly depends on the build.
 #   tests/race_<what>.c            no test: a program that times ours against a peer, for results/measured/
 #   tests/tool_<what>.c            no test: a small program that the whole-program tests call
 find_library(CMOCKA_LIBRARY cmocka)
@@ -92,8 +93,8 @@ file(GLOB scripts CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/program_*.sh" "${
 list(FILTER scripts EXCLUDE REGEX "_lib\\.sh$")
 foreach(script ${scripts})
   get_filename_component(name "${script}" NAME_WE)
-  # What hardly depends on the build is run with one of the two that ./run test makes.
-  if(CMAKE_BUILD_TYPE STREQUAL "Debug" AND name MATCHES "^(check_.*|program_(fuzz|page|options|parallelisms_oracle|parallelisms_plan))$")
+  read_header("${script}" builds builds)
+  if(CMAKE_BUILD_TYPE STREQUAL "Debug" AND "release" IN_LIST builds)
     continue()
   endif()
   read_header("${script}" labels labels)

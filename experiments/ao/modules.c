@@ -79,16 +79,18 @@ AoModules ao_modules_built_in(uint64_t seed)
 
 // ---- files ----
 
-static bool ends_with(const char *name, const char *end)
+// Without ".weight".
+static int stem_length(const char *parameter)
 {
-    size_t length = strlen(name), tail = strlen(end);
-    return length > tail && strcmp(name + length - tail, end) == 0;
+    const char *dot = strrchr(parameter, '.');
+    bool weight = dot && dot > parameter && strcmp(dot, ".weight") == 0;
+    return (int)(weight ? (size_t)(dot - parameter) : strlen(parameter));
 }
 
 static const char *kind_of(const Weight *weight)
 {
     int rank = weight->tensor.rank;
-    if (!ends_with(weight->name, ".weight") || rank > 2)
+    if (weight->name[stem_length(weight->name)] == '\0' || rank > 2)
         return "parameter";
     return rank < 2 ? "Norm" : weight_is_embedding(weight->name) ? "Embedding" : "Linear";
 }
@@ -100,29 +102,25 @@ static AoModule *add_of(AoModules *modules, const Weight *weight, const char *ki
     bool matrix = t->rank >= 2;
     AoModule *module = add(modules, kind, matrix ? t->shape[t->rank - 2] : 1,
                            matrix ? t->shape[t->rank - 1] : tensor_elements(t));
-    int length = (int)strlen(parameter);
-    length -= ends_with(parameter, ".weight") ? (int)strlen(".weight") : 0;
-    snprintf(module->name, sizeof(module->name), "%.*s", length, parameter);
+    snprintf(module->name, sizeof(module->name), "%.*s", stem_length(parameter), parameter);
     module->source = weight;
     return module;
 }
 
-// The experts of an array [experts, rows, columns]; gate and up share its rows.
-static void add_experts(AoModules *modules, const Weight *weight, const ExpertName *array)
+static bool add_experts(AoModules *modules, const Weight *weight, const ExpertName *array,
+                        Error *error)
 {
-    int halves = array->part == EXPERT_GATE_UP ? 2 : 1;
-    int64_t rows = weight->tensor.shape[1] / halves;
-    for (int64_t expert = 0; expert < weight->tensor.shape[0]; expert++)
-        for (int half = 0; half < halves; half++) {
-            ExpertName name = *array;
-            char text[EXPERT_NAME_BYTES + 64];
-            name.expert = expert;
-            name.part = halves == 2 ? (ExpertPart)(EXPERT_GATE + half) : array->part;
-            expert_name_write(&name, text, sizeof(text));
-            AoModule *module = add_of(modules, weight, "Linear", text);
-            module->rows = rows;
-            module->first = (expert * halves + half) * rows;
-        }
+    int64_t count;
+    if (!expert_matrices(array, weight, modules->checkpoint.folder, &count, error))
+        return false;
+    for (int64_t i = 0; i < count; i++) {
+        ExpertMatrix matrix;
+        expert_matrix(array, weight, i, &matrix);
+        AoModule *module = add_of(modules, weight, "Linear", matrix.name);
+        module->rows = matrix.rows;
+        module->first = matrix.first;
+    }
+    return true;
 }
 
 bool ao_modules_read(const char *folder, AoModules *modules, Error *error)
@@ -131,15 +129,16 @@ bool ao_modules_read(const char *folder, AoModules *modules, Error *error)
     if (!checkpoint_open(folder, &modules->checkpoint, error))
         return false;
     modules->loaded = true;
-    for (int64_t i = 0; i < modules->checkpoint.count; i++) {
+    bool good = true;
+    for (int64_t i = 0; good && i < modules->checkpoint.count; i++) {
         const Weight *weight = &modules->checkpoint.weights[i];
         ExpertName name;
         if (expert_name_read(weight->name, weight->tensor.rank, &name) && name.expert < 0)
-            add_experts(modules, weight, &name);
+            good = add_experts(modules, weight, &name, error);
         else
             add_of(modules, weight, kind_of(weight), weight->name);
     }
-    return true;
+    return good;
 }
 
 void ao_modules_destroy(AoModules *modules)
@@ -215,11 +214,6 @@ static bool mark(AoModules *modules, const char *option, const char *text, bool 
     return good && (any || no_match(modules, option, text, error));
 }
 
-static bool is_floating(DType dtype)
-{
-    return dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16 || dtype == DTYPE_F64;
-}
-
 // What `quantize` leaves alone as long as no pattern names it; NULL: it does not.
 static const char *special_of(const AoModule *module)
 {
@@ -242,7 +236,7 @@ static void choose(AoModule *module, bool named, bool excluded, const char *matc
         snprintf(module->why, sizeof(module->why), "already quantised: %s", w->stored.recipe.name);
     else if (strcmp(module->kind, "Linear") != 0)
         snprintf(module->why, sizeof(module->why), "no Linear: %s", module->kind);
-    else if (w && !is_floating(w->tensor.dtype))
+    else if (w && !weight_is_real(w->tensor.dtype))
         snprintf(module->why, sizeof(module->why), "not of a floating type: %s",
                  dtype_row(w->tensor.dtype)->name);
     else if (!match && special_of(module))

@@ -1,21 +1,14 @@
 // kernel_timing.c -- one kernel, sampled.
 #include "experiments/model/kernel_timing.h"
+#include "harness/clock.h"
 #include "harness/progress.h"
 #include "harness/record.h"
 #include "kernels/reduce.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <time.h>
 
 enum { WARMUPS = 2 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 double kernel_floor_s(const KernelTiming *timing)
 {
@@ -91,7 +84,7 @@ static const char *sample(const Iteration *one)
 {
     const KernelTiming *timing = one->timing;
     Progress progress = progress_begin(timing->run, timing->name, timing->rule.samples_max);
-    double start = now_s();
+    double start = clock_s();
     const char *reason = NULL;
     for (int count = 1; !reason; count++) {
         if (run_stop_requested(timing->run)) {
@@ -101,7 +94,7 @@ static const char *sample(const Iteration *one)
         iterate(one);
         recorder_iteration(one->recorder, true);
         reason = statistics_stop(&timing->rule, recorder_seconds(one->recorder, one->span), count,
-                                 now_s() - start);
+                                 clock_s() - start);
         progress_update(&progress, count);
     }
     progress_end(&progress);

@@ -149,7 +149,7 @@ static Piece run_fsdp(const LinearDemo *demo)
     const FsdpPlace *place = &fsdp_plan(fsdp)->place[0];
     fill(&l, STREAM_W, place->first_row, place->rows, IN, fsdp_values(fsdp));
     stream_wait(l.stream);
-    fsdp_step_begin(fsdp, l.stream);
+    fsdp_step_begin(fsdp);
     fsdp_use(fsdp, 0, false, l.stream);
     linear_step(&l, fsdp_value(fsdp, 0), fsdp_gradient(fsdp, 0));
     fsdp_reduce(fsdp, 0, true, l.stream);

@@ -412,10 +412,8 @@ LmStepResult lm_trainer_step(LmTrainer *t, int step, Stream stream)
     const LmLayout *l = t->settings.layout;
     bool balances = training->balance > 0 && lm_is_moe(l->config);
     bool stale = t->settings.plant == LM_PLANT_STALE_GATHER && step > 0;
-    if (stale) // with --reshard no: what was gathered for the step before is used again
-        device_fill(t->state.gradients, 0, (uint64_t)t->state.count * sizeof(float), stream);
-    else
-        fsdp_step_begin(t->fsdp, stream);
+    if (!stale) // else, with --reshard no: what was gathered for the step before is used again
+        fsdp_step_begin(t->fsdp);
     for (int micro = 0; micro < training->accumulate; micro++) {
         int64_t first = lm_first_token(training, l->tokens, step, micro) +
                         l->first_token_of_data[l->data.coord];

@@ -364,12 +364,11 @@ static void cast_weights(Moe *moe, MoeProduct which, const void *weights, Stream
     }
     if (q->rule.block_rows == 0) { // one scale for all experts
         device_fill(quant->amax, 0, sizeof(float), stream);
-        rows_amax(&(RowsAmax){.rows = experts * s.n,
-                              .columns = s.k,
-                              .dtype = c->dtype,
-                              .values = args.values,
-                              .amax = quant->amax},
-                  stream);
+        cast_largest(&(CastLargest){.values = args.values,
+                                    .dtype = c->dtype,
+                                    .count = experts * s.n * s.k,
+                                    .amax = quant->amax},
+                     stream);
         largest(moe->settings.experts_comm, quant->amax, stream);
         args.amax = quant->amax;
     }

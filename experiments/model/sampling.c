@@ -1,16 +1,9 @@
 // The decision to stop is made from values that are the same on every rank.
 #include "experiments/model/sampling.h"
+#include "harness/clock.h"
 #include "harness/progress.h"
 
 #include <stdlib.h>
-#include <time.h>
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 const char *sampling_run(const Sampling *s)
 {
@@ -18,7 +11,7 @@ const char *sampling_run(const Sampling *s)
     CHECK(largest != NULL, EXIT_CODE_HARDWARE, "lower --samples", "no memory for %d samples",
           s->rule.samples_max);
     Progress progress = progress_begin(s->run, s->name, s->rule.samples_max);
-    double start = now_s();
+    double start = clock_s();
     const char *reason = NULL;
     for (int count = 0; !reason; count++) {
         if (run_stop_requested(s->run)) {
@@ -29,7 +22,7 @@ const char *sampling_run(const Sampling *s)
         recorder_iteration(s->recorder, true);
         double mine = recorder_seconds(s->recorder, s->span)[count];
         largest[count] = run_maximum(s->run, mine);
-        double elapsed = run_maximum(s->run, now_s() - start);
+        double elapsed = run_maximum(s->run, clock_s() - start);
         reason = statistics_stop(&s->rule, largest, count + 1, elapsed);
         progress_update(&progress, count + 1);
     }

@@ -105,7 +105,7 @@ static WeightReport report_plain(const Checkpoint *checkpoint, const Weight *wei
 {
     WeightReport report = {.bytes = tensor_bytes(&weight->tensor)};
     DType dtype = weight->tensor.dtype;
-    bool real = dtype == DTYPE_BF16 || dtype == DTYPE_F16 || dtype == DTYPE_F32;
+    bool real = weight_is_real(dtype);
     int64_t count = real ? tensor_elements(&weight->tensor) : 0;
     enum { PIECE = 4096 };
     float piece[PIECE];
@@ -295,7 +295,7 @@ static void compare_plain(const Weight *weight, RewriteValues *values, const Rew
     DType dtype = weight->tensor.dtype, theirs = tensor->tensor.dtype;
     int64_t rows = rewrite_rows(tensor), columns = rewrite_columns(tensor);
     bool same = true, quantised = tensor->segments > 0 && tensor->segment[0].weight->quantised;
-    bool real = theirs == DTYPE_BF16 || theirs == DTYPE_F16 || theirs == DTYPE_F32;
+    bool real = weight_is_real(theirs);
     int64_t step = chunk_rows(columns, 1);
     uint64_t row_bytes = dtype_bytes(dtype, (uint64_t)columns);
     for (int64_t row = 0; row < rows; row += step) {

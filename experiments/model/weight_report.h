@@ -2,7 +2,7 @@
 // was made from.
 #pragma once
 
-#include "experiments/rewrite/rewrite_values.h"
+#include "experiments/rewrite/values.h"
 
 typedef struct WeightReport {
     uint64_t bytes;

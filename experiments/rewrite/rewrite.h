@@ -1,11 +1,10 @@
 // rewrite.h -- a checkpoint made from another: the plan, tensor by tensor, and its execution over
 // the ranks of the job.
 //
-// rewrite_plan.c decides what each weight becomes, rewrite_move.c what can change its layout
-// without loss, rewrite_shards.c where each part stands in which file, rewrite_config.c what
-// config.json says; then rewrite_run.c lets every rank make its share of every file, in place, and
-// rewrite_folder.c makes the folder appear. Every number of the plan is the same on all ranks, so
-// the bytes do not depend on how many there are.
+// plan.c decides what each weight becomes, move.c what can change its layout without loss, shards.c
+// where each part stands in which file, config.c what config.json says; then run.c lets every rank
+// make its units (units.c) of every file, in place, and folder.c makes the folder appear. Every
+// number of the plan is the same on all ranks, so the bytes do not depend on how many there are.
 #pragma once
 
 #include "harness/run.h"
@@ -124,11 +123,10 @@ typedef struct RewriteReport {
 // unless --resume can go on from it.
 RewriteReport rewrite_run(const Run *run, Rewrite *rewrite);
 
-// Local. How many rows of a tensor a thread makes at a time, and how many threads a rank has.
-int64_t rewrite_unit_rows(const Rewrite *rewrite, const RewriteTensor *tensor, DeviceKind device);
+// Local. How many threads a rank has.
 int rewrite_workers(const Run *run, DeviceKind device);
 
-// ---- rewrite_folder.c: rank 0, or as said ----
+// ---- folder.c: rank 0, or as said ----
 typedef struct RewriteFolder {
     char path[CHECKPOINT_PATH_BYTES], staging[CHECKPOINT_PATH_BYTES + 16];
 } RewriteFolder;

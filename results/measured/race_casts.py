@@ -7,9 +7,9 @@ the same size, forward of both operands, transposed, both ways from one call, an
 are of each program's own device copy, measured in the same process; bytes are what must move (casts_cost of kernels/cast.h).
 Medians over rounds of each run's own median, smallest and largest. --grow: sizes from 2^10 elements, once.
 """
-import argparse, json, re, statistics, sys, time
+import argparse, json, re, sys, time
 
-from racing import clocks, run
+from racing import clocks, run, spread
 
 WAYS = {
     "weights": ["--shape", "16384,16384"],
@@ -47,11 +47,6 @@ def theirs(peer):
     return found
 
 
-def cell(values, scale=1, digits=0):
-    low, high = min(values) * scale, max(values) * scale
-    return f"{statistics.median(values) * scale:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
-
-
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--program", default="build/meshwork")
@@ -86,14 +81,14 @@ def main():
                 f"after: {clocks()}\n\nMedian of the rounds (smallest-largest).\n\n")
         f.write("| recipe | " + " | ".join(WAYS) + " |\n|---|" + "---|" * len(WAYS) + "\n")
         for name in names:
-            f.write(f"| {name} | " + " | ".join(cell([v[1] for v in cells[way][name]], 100) if name in cells[way] else "-" for way in WAYS) + " |\n")
+            f.write(f"| {name} | " + " | ".join(spread([100 * v[1] for v in cells[way][name]], 0) if name in cells[way] else "-" for way in WAYS) + " |\n")
         if peers:
             f.write("\n## PyTorch, torch.compile\n\n| cast | us | % of copy |\n|---|---|---|\n")
             for name, values in peers.items():
-                f.write(f"| {name} | {cell([v[0] for v in values])} | {cell([v[1] for v in values], 100)} |\n")
+                f.write(f"| {name} | {spread([v[0] for v in values], 0)} | {spread([100 * v[1] for v in values], 0)} |\n")
         f.write("\n## Microseconds of ours\n\n| recipe | " + " | ".join(WAYS) + " |\n|---|" + "---|" * len(WAYS) + "\n")
         for name in names:
-            f.write(f"| {name} | " + " | ".join(cell([v[0] for v in cells[way][name]]) if name in cells[way] else "-" for way in WAYS) + " |\n")
+            f.write(f"| {name} | " + " | ".join(spread([v[0] for v in cells[way][name]], 0) if name in cells[way] else "-" for way in WAYS) + " |\n")
         if growth:
             f.write(f"\n## Growth, up to 2^{a.grow} elements\n\n```\n{growth.strip()}\n```\n")
         f.write("\n## Commands\n\n    python3 results/measured/race_casts.py " + " ".join(sys.argv[1:]) + "\n")

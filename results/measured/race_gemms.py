@@ -8,7 +8,7 @@ is checked in the same run against one in double precision of the dequantised op
 """
 import argparse, json, re, statistics, sys, time
 
-from racing import clocks, run
+from racing import clocks, run, spread
 
 TENSOR_CORES = "none,fp8_row,fp8_tensor,fp8_block,mxfp8,int8_dynamic"
 FEW_ROWS = "int4_weight_only,int4_tile,int8_weight_only,fp8_weight_only,nvfp4_weight_only,mxfp4"
@@ -35,10 +35,6 @@ def ours(program, shape, recipes):
         found[name] = {"us": 1e6 * t, "rate": s["flops"] / t / 1e12, "memory": s["memory_bytes"] / t / copy,
                        "good": all(v for k, v in good.items() if name in k)}
     return found, " ".join(words)
-
-
-def cell(values, digits=0):
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def main():
@@ -75,12 +71,12 @@ def main():
             f.write(f"\n## {title}\n\n| shape | recipe | us | TFLOP/s | of memory | against double |\n|---|---|---|---|---|---|\n")
             for (of, shape, name), values in cells.items():
                 if of == title:
-                    f.write(f"| {shape} | {name} | {cell([v['us'] for v in values], 1)} | {cell([v['rate'] for v in values])} | "
+                    f.write(f"| {shape} | {name} | {spread([v['us'] for v in values], 1)} | {spread([v['rate'] for v in values], 0)} | "
                             f"{statistics.median([100 * v['memory'] for v in values]):.0f} % | {'good' if all(v['good'] for v in values) else 'BAD'} |\n")
         if peers:
             f.write("\n## PyTorch in the same run\n\n| product | TFLOP/s |\n|---|---|\n")
             for name, values in peers.items():
-                f.write(f"| {name} | {cell(values)} |\n")
+                f.write(f"| {name} | {spread(values, 0)} |\n")
         f.write("\n## Commands\n\n    python3 results/measured/race_gemms.py " + " ".join(sys.argv[1:]) + "\n")
         for command in sorted(commands):
             f.write(f"    {command}\n")

@@ -47,6 +47,6 @@ def median_ms(result, measurement, name="total"):
     return 1e3 * found["statistics"]["median"] if found else float("nan")
 
 
-def spread(values):
+def spread(values, digits=2):
     """Median (smallest-largest)."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"

@@ -1,4 +1,4 @@
-// rewrite_estimate.h -- how long a plan will take, from what its casts take here and now.
+// estimate.h -- how long a plan will take, from what its casts take here and now.
 #pragma once
 
 #include "experiments/rewrite/rewrite.h"

@@ -1,11 +1,11 @@
-// rewrite_torch.c -- pytorch_model.bin as a plan: a zip archive whose members have their places
+// torch.c -- pytorch_model.bin as a plan: a zip archive whose members have their places
 // before their bytes are known.
 //
 // Between two storages stands the next one's local header, so the header of such a shard is made of
 // pieces. Check sums come last: when all ranks have written, one reads the storages and fills them
 // in. Source: PKWARE's APPNOTE 6.3.10; PyTorch, torch/csrc caffe2/serialize/inline_container.cc
 // (storages begin at multiples of 64, by an extra field "FB").
-#include "experiments/rewrite/rewrite_torch.h"
+#include "experiments/rewrite/torch.h"
 
 #include "quant/digest.h"
 #include "quant/torch_write.h"

@@ -1,7 +1,7 @@
-// rewrite_show.c -- plans and summaries for people and for machines.
-#include "experiments/rewrite/rewrite_show.h"
+// show.c -- plans and summaries for people and for machines.
+#include "experiments/rewrite/show.h"
 
-#include "experiments/rewrite/rewrite_estimate.h"
+#include "experiments/rewrite/estimate.h"
 #include "results/table.h"
 
 #include <math.h>

@@ -1,4 +1,4 @@
-// rewrite_plan.c -- from the weights of one checkpoint to those of the next: names, experts, and
+// plan.c -- from the weights of one checkpoint to those of the next: names, experts, and
 // which rule takes which.
 #include "experiments/rewrite/rewrite.h"
 
@@ -8,8 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { EXPERTS_MAX = 1 << 16 };
 
 void rewrite_note(Rewrite *rewrite, const char *format, ...)
 {
@@ -84,26 +82,18 @@ static void add_same(Builder *builder, const Weight *weight)
 
 static bool add_separate(Builder *builder, const Weight *weight, const ExpertName *fused)
 {
-    const Tensor *source = &weight->tensor;
-    int halves = fused->part == EXPERT_GATE_UP ? 2 : 1;
-    int64_t experts = source->shape[0], rows = source->shape[1], each = rows / halves;
-    if (rows % halves != 0 || experts > EXPERTS_MAX)
-        return bad_tensor(builder->error, builder->rewrite->source.folder, weight->name,
-                          "%lld experts of %lld rows are no experts' gate and up",
-                          (long long)experts, (long long)rows);
-    for (int64_t expert = 0; expert < experts; expert++)
-        for (int half = 0; half < halves; half++) {
-            ExpertName name = *fused;
-            char text[EXPERT_NAME_BYTES + 64];
-            name.expert = expert;
-            name.part = halves == 2 ? (ExpertPart)(EXPERT_GATE + half) : EXPERT_DOWN;
-            expert_name_write(&name, text, sizeof(text));
-            RewriteTensor *tensor = add_tensor(builder, text);
-            tensor->tensor = (Tensor){.dtype = source->dtype, .rank = 2};
-            tensor->tensor.shape[0] = each;
-            tensor->tensor.shape[1] = source->shape[2];
-            add_segment(tensor, weight, expert * rows + half * each, each);
-        }
+    int64_t count;
+    if (!expert_matrices(fused, weight, builder->rewrite->source.folder, &count, builder->error))
+        return false;
+    for (int64_t i = 0; i < count; i++) {
+        ExpertMatrix matrix;
+        expert_matrix(fused, weight, i, &matrix);
+        RewriteTensor *tensor = add_tensor(builder, matrix.name);
+        tensor->tensor = (Tensor){.dtype = weight->tensor.dtype, .rank = 2};
+        tensor->tensor.shape[0] = matrix.rows;
+        tensor->tensor.shape[1] = weight->tensor.shape[2];
+        add_segment(tensor, weight, matrix.first, matrix.rows);
+    }
     return true;
 }
 
@@ -246,11 +236,6 @@ static bool make_tensors(Rewrite *rewrite, Error *error)
 
 // ---- quantize: which recipe ----
 
-static bool is_real(DType dtype)
-{
-    return dtype == DTYPE_BF16 || dtype == DTYPE_F16 || dtype == DTYPE_F32;
-}
-
 static void leave_plain(Rewrite *rewrite, RewriteTensor *tensor, const char *why)
 {
     snprintf(tensor->why, sizeof(tensor->why), "%.190s", why);
@@ -273,7 +258,7 @@ static const char *not_quantisable(const Rewrite *rewrite, const RewriteTensor *
     bool fused = expert_name_read(tensor->name, tensor->tensor.rank, &name);
     size_t length = strlen(tensor->name);
     bool weight = length > 7 && strcmp(tensor->name + length - 7, ".weight") == 0;
-    if (!is_real(tensor->tensor.dtype))
+    if (!weight_is_real(tensor->tensor.dtype))
         return "not of a floating type";
     if (!fused && (tensor->tensor.rank != 2 || !weight))
         return "no matrix of a Linear";

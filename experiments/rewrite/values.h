@@ -1,4 +1,4 @@
-// rewrite_values.h -- the values of rows on their way from a source into a slice: read, rounded or
+// values.h -- the values of rows on their way from a source into a slice: read, rounded or
 // dequantised, measured, quantised; or codes and scales moved.
 #pragma once
 

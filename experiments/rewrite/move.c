@@ -1,4 +1,4 @@
-// rewrite_move.c -- convert: which codes and scales can change their layout as they are, and which
+// move.c -- convert: which codes and scales can change their layout as they are, and which
 // would have to be made again.
 //
 // A move keeps every code and every scale. What it needs is found here, before anything is written:

@@ -1,4 +1,4 @@
-// rewrite_config.c -- config.json of the new folder: the source's, with the quantisation that was
+// config.c -- config.json of the new folder: the source's, with the quantisation that was
 // made.
 //
 // The user's patterns stand as they were given where the reading library gives them the meaning
@@ -15,54 +15,6 @@
 #include <string.h>
 
 enum { PATTERN_BYTES = 4096, PATTERNS_MAX = 4096 };
-
-// ---- copies of JSON, keys sorted ----
-
-typedef struct Keys {
-    const char **key;
-    size_t count;
-} Keys;
-
-static bool visit_key(const char *key, const Json *value, void *context)
-{
-    (void)value;
-    Keys *keys = context;
-    keys->key[keys->count++] = key;
-    return true;
-}
-
-static int compare_keys(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-static Json *copy_sorted(const Json *json)
-{
-    if (json_is_array(json)) {
-        Json *array = json_array();
-        for (uint64_t i = 0; i < json_count(json); i++)
-            json_append(array, copy_sorted(json_at(json, i)));
-        return array;
-    }
-    if (json_is_object(json)) {
-        Keys keys = {calloc(json_count(json) + 1, sizeof(*keys.key)), 0};
-        CHECK(keys.key, EXIT_CODE_HARDWARE, "free host memory", "no host memory for a config");
-        json_each(json, visit_key, &keys);
-        qsort(keys.key, keys.count, sizeof(*keys.key), compare_keys);
-        Json *object = json_object();
-        for (size_t i = 0; i < keys.count; i++)
-            json_set(object, keys.key[i], copy_sorted(json_find(json, keys.key[i])));
-        free(keys.key);
-        return object;
-    }
-    if (json_is_text(json))
-        return json_text(json_text_of(json));
-    if (json_is_integer(json))
-        return json_integer(json_integer_of(json));
-    if (json_is_boolean(json))
-        return json_boolean(json_boolean_of(json));
-    return json_is_number(json) ? json_real(json_real_of(json)) : json_null();
-}
 
 // ---- names ----
 
@@ -229,7 +181,7 @@ static Json *torchao_map(const Rewrite *rewrite, bool stand)
 
 static Json *torchao_block_of(const Rewrite *rewrite, bool stand)
 {
-    Json *map = torchao_map(rewrite, stand), *twin = copy_sorted(map);
+    Json *map = torchao_map(rewrite, stand), *twin = json_sorted(map);
     Json *data = json_set(json_object(), "fqn_to_config", map);
     json_set(data, "module_fqn_to_config", twin);
     Json *type = json_set(json_object(), "_data", data);
@@ -239,7 +191,7 @@ static Json *torchao_block_of(const Rewrite *rewrite, bool stand)
     json_set(block, "quant_method", json_text("torchao"));
     json_set(block, "quant_type", json_set(json_object(), "default", type));
     json_set(block, "untie_embedding_weights", json_boolean(false));
-    Json *sorted = copy_sorted(block);
+    Json *sorted = json_sorted(block);
     json_destroy(block);
     return sorted;
 }
@@ -448,7 +400,7 @@ static bool visit_config(const char *key, const Json *value, void *context)
     bool dtype = strcmp(key, "dtype") == 0 || strcmp(key, "torch_dtype") == 0;
     if (strcmp(key, "quantization_config") == 0)
         return true;
-    json_set(copy->to, key, dtype && copy->bf16 ? json_text("bfloat16") : copy_sorted(value));
+    json_set(copy->to, key, dtype && copy->bf16 ? json_text("bfloat16") : json_sorted(value));
     return true;
 }
 
@@ -481,7 +433,7 @@ bool rewrite_make_config(Rewrite *rewrite, Error *error)
     if (rewrite->quantised == 0)
         block = NULL;
     else if (keeps_config(rewrite))
-        block = copy_sorted(json_find(rewrite->source.config, "quantization_config"));
+        block = json_sorted(json_find(rewrite->source.config, "quantization_config"));
     else if (layout == LAYOUT_COMPRESSED)
         block = compressed_block(rewrite);
     else if (layout == LAYOUT_DEEPSEEK)
@@ -490,7 +442,7 @@ bool rewrite_make_config(Rewrite *rewrite, Error *error)
         block = torchao_block(rewrite, error);
     if (block)
         json_set(copy.to, "quantization_config", block);
-    rewrite->config = copy_sorted(copy.to);
+    rewrite->config = json_sorted(copy.to);
     json_destroy(copy.to);
     return error->exit_code == 0;
 }

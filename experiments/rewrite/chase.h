@@ -1,4 +1,4 @@
-// rewrite_chase.h -- the digest of a file that is still being written: a thread follows as far as
+// chase.h -- the digest of a file that is still being written: a thread follows as far as
 // the bytes from the beginning on are there.
 #pragma once
 

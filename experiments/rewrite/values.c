@@ -1,5 +1,5 @@
-// rewrite_values.c -- rows of values between a source and a slice.
-#include "experiments/rewrite/rewrite_values.h"
+// values.c -- rows of values between a source and a slice.
+#include "experiments/rewrite/values.h"
 
 #include <math.h>
 #include <pthread.h>

@@ -1,4 +1,4 @@
-// rewrite_torch.h -- shards as torch.save writes them: a pickle and the storages behind it, in a
+// torch.h -- shards as torch.save writes them: a pickle and the storages behind it, in a
 // zip archive.
 #pragma once
 

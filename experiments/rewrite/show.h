@@ -1,4 +1,4 @@
-// rewrite_show.h -- what quantize and convert share beside the work: options that mean the same,
+// show.h -- what quantize and convert share beside the work: options that mean the same,
 // the table of a plan, the summary at the end.
 #pragma once
 

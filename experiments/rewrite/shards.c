@@ -1,11 +1,11 @@
-// rewrite_shards.c -- which tensors go into which file, and at which byte each part begins.
+// shards.c -- which tensors go into which file, and at which byte each part begins.
 //
 // Files are filled in the order of names until the next weight would not fit; the parts of a weight
 // stay together. Since every size is known before a value is read, headers come first and all ranks
 // write in place.
 #include "experiments/rewrite/rewrite.h"
 
-#include "experiments/rewrite/rewrite_torch.h"
+#include "experiments/rewrite/torch.h"
 #include "quant/torchao.h"
 
 #include <stdio.h>
@@ -174,39 +174,6 @@ static bool make_header(Rewrite *rewrite, RewriteShard *shard, const Texts *meta
     return shard->header != NULL;
 }
 
-static int compare_keys(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-typedef struct Keys {
-    const char **key;
-    size_t count;
-} Keys;
-
-static bool visit_key(const char *key, const Json *value, void *context)
-{
-    (void)value;
-    Keys *keys = context;
-    keys->key[keys->count++] = key;
-    return true;
-}
-
-// The map in the order of its keys, as Hugging Face's writers have it.
-static Json *sorted(Json *map)
-{
-    Keys keys = {calloc(json_count(map) + 1, sizeof(*keys.key)), 0};
-    CHECK(keys.key, EXIT_CODE_HARDWARE, "free host memory", "no host memory for an index");
-    json_each(map, visit_key, &keys);
-    qsort(keys.key, keys.count, sizeof(*keys.key), compare_keys);
-    Json *copy = json_object();
-    for (size_t i = 0; i < keys.count; i++)
-        json_set(copy, keys.key[i], json_text(json_text_of(json_find(map, keys.key[i]))));
-    free(keys.key);
-    json_destroy(map);
-    return copy;
-}
-
 static void make_index(Rewrite *rewrite, Json *map)
 {
     bool always = rewrite->request->layout == LAYOUT_COMPRESSED;
@@ -218,8 +185,9 @@ static void make_index(Rewrite *rewrite, Json *map)
     for (int i = 0; i < rewrite->count; i++)
         total += data_bytes(&rewrite->tensor[i]);
     Json *metadata = json_set(json_object(), "total_size", json_integer((int64_t)total));
-    Json *index =
-        json_set(json_set(json_object(), "metadata", metadata), "weight_map", sorted(map));
+    Json *index = // keys as Hugging Face's writers order them
+        json_set(json_set(json_object(), "metadata", metadata), "weight_map", json_sorted(map));
+    json_destroy(map);
     rewrite->index = json_print(index, true);
     json_destroy(index);
 }

@@ -1,18 +1,19 @@
-// rewrite_run.c -- every rank makes its share of every file, in place.
+// run.c -- every rank makes its share of every file, in place.
 //
-// A shard is cut into units: runs of rows of one tensor, each of which is one run of bytes in every
-// part. Units are dealt to ranks in the order of the file, by bytes; the threads of a rank take
-// them one by one, each with its own slice, so that one reads or writes while another computes; on
-// a GPU each has a stream and staging memory, and two threads more wait for theirs.
+// The threads of a rank take its units (units.h) one by one, each with its own slice, so that one
+// reads or writes while another computes; on a GPU each has a stream and staging memory, and two
+// threads more wait for theirs.
 // The system reads units to come ahead and writes finished ones behind (MADV_WILLNEED,
 // sync_file_range); pages of the source are let go after use, so that memory stays that of the
 // units at hand. When a shard's bytes are all there, a thread makes its digest and waits for the
 // disk, while the next shard is made.
 #include "experiments/rewrite/rewrite.h"
 
-#include "experiments/rewrite/rewrite_chase.h"
-#include "experiments/rewrite/rewrite_torch.h"
-#include "experiments/rewrite/rewrite_values.h"
+#include "experiments/rewrite/chase.h"
+#include "experiments/rewrite/torch.h"
+#include "experiments/rewrite/units.h"
+#include "experiments/rewrite/values.h"
+#include "harness/clock.h"
 #include "harness/progress.h"
 #include "quant/digest.h"
 
@@ -24,19 +25,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { PATH_BYTES = CHECKPOINT_PATH_BYTES + 512 };
 static const uint64_t ahead_bytes = 64 << 20;
-
-typedef struct Unit {
-    int tensor;
-    int64_t matrix, first, rows;
-    uint64_t bytes; // of the source
-    uint64_t ahead; // bytes of the file that neither this unit nor a later one writes into
-    bool done;
-} Unit;
 
 // A thread of the rank.
 typedef struct Worker {
@@ -64,123 +56,13 @@ typedef struct Job {
     bool failed; // a worker has an error
     int descriptor;
     RewriteChase *chase; // of the file at hand
-    Unit *unit;
-    int64_t units, capacity;
+    RewriteUnits units;
     uint64_t read, total;
     Progress progress;
     Finish finish;
     char (*digest)[DIGEST_TEXT_BYTES]; // [shards]
     Error error;
 } Job;
-
-static double now_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
-
-// ---- units ----
-
-static void add_unit(Job *job, Unit unit)
-{
-    if (job->units == job->capacity) {
-        job->capacity = job->capacity ? 2 * job->capacity : 1024;
-        job->unit = realloc(job->unit, (size_t)job->capacity * sizeof(*job->unit));
-        CHECK(job->unit, EXIT_CODE_HARDWARE, "free host memory", "no host memory for units");
-    }
-    job->unit[job->units++] = unit;
-}
-
-// Large enough for the disk, small enough for the cache between a cast and its write. On a GPU a
-// launch and two copies should cost little beside, and whole matrices of experts fit.
-static uint64_t unit_bytes_of(const Rewrite *rewrite, DeviceKind device)
-{
-    uint64_t usual = device == DEVICE_CPU ? 4 << 20 : 8 << 20;
-    return rewrite->request->unit_bytes > 0 ? rewrite->request->unit_bytes : usual;
-}
-
-int64_t rewrite_unit_rows(const Rewrite *rewrite, const RewriteTensor *tensor, DeviceKind device)
-{
-    bool quantised = rewrite_is_quantised(tensor);
-    uint64_t columns = (uint64_t)rewrite_columns(tensor);
-    int64_t rows = quantised ? tensor->stored.q.rows : rewrite_rows(tensor);
-    int64_t step = quantised ? stored_row_step(&tensor->stored) : 1;
-    uint64_t row_bytes = dtype_bytes(tensor->tensor.dtype, columns);
-    int64_t most = (int64_t)(unit_bytes_of(rewrite, device) / (row_bytes > 0 ? row_bytes : 1));
-    int64_t least = step > 0 ? step : rows;
-    if (least == 0 || dtype_row(tensor->tensor.dtype)->bits < 8) // rows may end inside a byte
-        return rows;
-    int64_t each = most < least ? least : most / least * least;
-    return each < rows ? each : rows;
-}
-
-static void add_units(Job *job, int index)
-{
-    const RewriteTensor *tensor = &job->rewrite->tensor[index];
-    bool quantised = rewrite_is_quantised(tensor);
-    int64_t columns = rewrite_columns(tensor);
-    int64_t matrices = quantised ? tensor->stored.q.matrices : 1;
-    int64_t rows = quantised ? tensor->stored.q.rows : rewrite_rows(tensor);
-    uint64_t row_bytes = dtype_bytes(tensor->tensor.dtype, (uint64_t)columns);
-    if (rows == 0 || columns == 0)
-        return;
-    int64_t each = rewrite_unit_rows(job->rewrite, tensor, job->worker[0].values.device);
-    for (int64_t matrix = 0; matrix < matrices; matrix++)
-        for (int64_t first = 0; first < rows; first += each) {
-            int64_t count = first + each < rows ? each : rows - first;
-            add_unit(job, (Unit){.tensor = index,
-                                 .matrix = matrix,
-                                 .first = first,
-                                 .rows = count,
-                                 .bytes = (uint64_t)count * row_bytes});
-        }
-}
-
-// The first byte that a unit may write.
-static uint64_t first_byte(const Job *job, const Unit *unit)
-{
-    const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
-    uint64_t place = tensor->place[STORED_CODES];
-    if (!rewrite_is_quantised(tensor))
-        return place +
-               dtype_bytes(tensor->tensor.dtype, (uint64_t)(unit->first * rewrite_columns(tensor)));
-    for (int role = 0; role < STORED_ROLES; role++)
-        if (tensor->stored.part[role].present && tensor->place[role] < place)
-            place = tensor->place[role];
-    return place;
-}
-
-static void make_units(Job *job, const RewriteShard *shard)
-{
-    job->units = 0;
-    for (int i = shard->first; i < shard->first + shard->count; i++)
-        add_units(job, i);
-    uint64_t ahead = shard->bytes;
-    for (int64_t i = job->units - 1; i >= 0; i--) {
-        uint64_t first = first_byte(job, &job->unit[i]);
-        job->unit[i].ahead = ahead = first < ahead ? first : ahead;
-    }
-}
-
-// The units of this rank: those whose middle lies in its share of the bytes.
-static void my_units(const Job *job, int64_t *first, int64_t *last)
-{
-    uint64_t total = 0, before = 0;
-    for (int64_t i = 0; i < job->units; i++)
-        total += job->unit[i].bytes;
-    *first = *last = job->units;
-    for (int64_t i = 0; i < job->units; i++) {
-        double middle = (double)before + (double)job->unit[i].bytes / 2;
-        int rank = (int)(middle * job->run->ranks / (double)(total > 0 ? total : 1));
-        rank = rank < job->run->ranks ? rank : job->run->ranks - 1;
-        before += job->unit[i].bytes;
-        if (rank != job->run->rank)
-            continue;
-        *first = *first == job->units ? i : *first;
-        *last = i + 1;
-    }
-}
 
 // ---- writing ----
 
@@ -219,7 +101,7 @@ static bool work_write(const Job *job, Worker *worker, const void *data, uint64_
     return write_at(job, data, bytes, place, &worker->error);
 }
 
-static bool do_quantised(const Job *job, Worker *worker, const Unit *unit)
+static bool do_quantised(const Job *job, Worker *worker, const RewriteUnit *unit)
 {
     const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
     StoredSlice slice;
@@ -239,7 +121,7 @@ static bool do_quantised(const Job *job, Worker *worker, const Unit *unit)
     return good;
 }
 
-static bool do_plain(const Job *job, Worker *worker, const Unit *unit)
+static bool do_plain(const Job *job, Worker *worker, const RewriteUnit *unit)
 {
     const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
     uint64_t row_bytes = dtype_bytes(tensor->tensor.dtype, (uint64_t)rewrite_columns(tensor));
@@ -264,13 +146,13 @@ static bool do_plain(const Job *job, Worker *worker, const Unit *unit)
 }
 
 // The unit's first row among all rows of its tensor.
-static int64_t row_of(const RewriteTensor *tensor, const Unit *unit)
+static int64_t row_of(const RewriteTensor *tensor, const RewriteUnit *unit)
 {
     int64_t matrix_rows = rewrite_is_quantised(tensor) ? tensor->stored.q.rows : 0;
     return unit->matrix * matrix_rows + unit->first;
 }
 
-static bool do_unit(const Job *job, Worker *worker, const Unit *unit)
+static bool do_unit(const Job *job, Worker *worker, const RewriteUnit *unit)
 {
     const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
     bool good = rewrite_is_quantised(tensor) ? do_quantised(job, worker, unit)
@@ -337,7 +219,7 @@ static void agree(Job *job)
 
 static void read_ahead(const Job *job, Worker *worker, int64_t index)
 {
-    const Unit *unit = &job->unit[index];
+    const RewriteUnit *unit = &job->units.unit[index];
     const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
     rewrite_read_ahead(&worker->values, tensor, row_of(tensor, unit), unit->rows);
 }
@@ -356,11 +238,11 @@ static int64_t take_unit(const Job *job, Worker *worker, Share *share)
 #pragma omp critical(rewrite_take_unit)
     if (share->next < share->last) {
         mine = share->next++;
-        share->bytes_ahead -= mine < share->asked ? job->unit[mine].bytes : 0;
+        share->bytes_ahead -= mine < share->asked ? job->units.unit[mine].bytes : 0;
         share->asked = share->asked > mine ? share->asked : mine + 1;
         from = share->asked;
         while (share->asked < share->last && share->bytes_ahead < ahead_bytes)
-            share->bytes_ahead += job->unit[share->asked++].bytes;
+            share->bytes_ahead += job->units.unit[share->asked++].bytes;
         to = share->asked;
     }
     for (; from < to; from++)
@@ -373,10 +255,10 @@ static void mark_done(Job *job, Share *share, int64_t index)
     uint64_t there = 0;
 #pragma omp critical(rewrite_mark_done)
     {
-        job->unit[index].done = true;
-        while (share->done < share->last && job->unit[share->done].done)
+        job->units.unit[index].done = true;
+        while (share->done < share->last && job->units.unit[share->done].done)
             share->done++;
-        there = share->done < share->last ? job->unit[share->done].ahead : UINT64_MAX;
+        there = share->done < share->last ? job->units.unit[share->done].ahead : UINT64_MAX;
     }
     if (job->chase && there != UINT64_MAX)
         rewrite_chase_advance(job->chase, there);
@@ -394,7 +276,7 @@ static void work(Job *job, Worker *worker, Share *share, bool shows)
 {
     device_select(worker->values.device, worker->values.device_index);
     for (int64_t i; !has_failed(job) && (i = take_unit(job, worker, share)) >= 0;) {
-        if (!do_unit(job, worker, &job->unit[i])) {
+        if (!do_unit(job, worker, &job->units.unit[i])) {
 #pragma omp atomic write
             job->failed = true;
         } else {
@@ -411,8 +293,8 @@ static void work(Job *job, Worker *worker, Share *share, bool shows)
 static void do_units(Job *job, const RewriteShard *shard)
 {
     Share share = {0};
-    make_units(job, shard);
-    my_units(job, &share.next, &share.last);
+    rewrite_units_make(job->rewrite, shard, job->worker[0].values.device, &job->units);
+    rewrite_units_share(&job->units, job->run->rank, job->run->ranks, &share.next, &share.last);
     share.asked = share.done = share.next;
     for (int i = 0; i < job->workers; i++)
         job->worker[i].read = 0;
@@ -576,7 +458,7 @@ static RewriteReport end_workers(Job *job)
 
 RewriteReport rewrite_run(const Run *run, Rewrite *rewrite)
 {
-    double start = now_s();
+    double start = clock_s();
     Job job = {.run = run, .rewrite = rewrite, .descriptor = -1};
     Error refused = {0};
     if (run->rank == 0)
@@ -609,8 +491,8 @@ RewriteReport rewrite_run(const Run *run, Rewrite *rewrite)
         rewrite_folder_finish(rewrite, &job.folder, (const char(*)[65])job.digest, &job.error);
     run_agree(run, &job.error);
     RewriteReport report = end_workers(&job);
-    free(job.unit);
+    rewrite_units_release(&job.units);
     free(job.digest);
-    report.seconds = now_s() - start;
+    report.seconds = clock_s() - start;
     return report;
 }

@@ -1,4 +1,4 @@
-// rewrite_folder.c -- the new folder is made beside its place, under the name "<out>.partial", and
+// folder.c -- the new folder is made beside its place, under the name "<out>.partial", and
 // renamed when everything in it is on disk.
 //
 // Shards in it have their final names once they are complete, so a later run with --resume knows

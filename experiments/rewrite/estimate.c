@@ -1,16 +1,17 @@
-// rewrite_estimate.c -- one thread casts real rows of every recipe and makes a digest; threads and
+// estimate.c -- one thread casts real rows of every recipe and makes a digest; threads and
 // ranks are taken to add up, except on the way to a GPU, which they share.
 //
 // The disk is not tried: a second of it says nothing about the minutes that follow, and a dry run
 // writes nothing. Its rate is a stated guess that a user can correct by scaling.
-#include "experiments/rewrite/rewrite_estimate.h"
+#include "experiments/rewrite/estimate.h"
 
-#include "experiments/rewrite/rewrite_values.h"
+#include "experiments/rewrite/units.h"
+#include "experiments/rewrite/values.h"
+#include "harness/clock.h"
 #include "quant/digest.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { RATES_MAX = 16, TRIES = 3, DIGEST_BYTES = 4 << 20 };
 static const double assumed_disk_bytes_per_s = 1e9;
@@ -20,13 +21,6 @@ typedef struct KnownRate {
     const char *recipe;
     double seconds_per_byte;
 } KnownRate;
-
-static double now_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 // The best of a few: the first also brings pages in and, of a tensor in pieces, measures it.
 static double cast_seconds_per_byte(RewriteValues *values, int index)
@@ -38,9 +32,9 @@ static double cast_seconds_per_byte(RewriteValues *values, int index)
         ArenaMark mark = arena_mark(values->host);
         StoredSlice slice;
         stored_slice_push(&tensor->stored, rows, values->host, &slice);
-        double start = now_s();
+        double start = clock_s();
         rewrite_quantise_rows(values, index, 0, 0, &slice.q);
-        double seconds = now_s() - start;
+        double seconds = clock_s() - start;
         best = i == 0 || seconds < best ? seconds : best;
         arena_release(values->host, mark);
     }
@@ -77,11 +71,11 @@ static double digest_rate(void)
     char text[DIGEST_TEXT_BYTES], *data = calloc(1, DIGEST_BYTES);
     CHECK(data, EXIT_CODE_HARDWARE, "free host memory", "no host memory for a digest");
     Digest *digest = digest_create();
-    double start = now_s();
+    double start = clock_s();
     digest_add(digest, data, DIGEST_BYTES);
     digest_finish(digest, text);
     free(data);
-    return DIGEST_BYTES / (now_s() - start);
+    return DIGEST_BYTES / (clock_s() - start);
 }
 
 // Each thread a unit's values and its codes; and the program itself.

@@ -1,5 +1,5 @@
-// rewrite_chase.c -- one thread, a mark that moves forward, and a condition to wait for it.
-#include "experiments/rewrite/rewrite_chase.h"
+// chase.c -- one thread, a mark that moves forward, and a condition to wait for it.
+#include "experiments/rewrite/chase.h"
 
 #include <errno.h>
 #include <pthread.h>
