@@ -2,8 +2,7 @@
 // codes as cast_encode (cast/variant.h), where cast_pairs_fits says so, in half the instructions of
 // cast/quick.h.
 //
-//   bf16 steps     A sum or product of two bf16, rounded to f32 and then to bf16, is the one that
-//   is
+//   bf16 steps     A sum or product of two bf16, rounded to f32 and then to bf16, is as if
 //                  rounded once: 24 bits are at least 2 * 8 + 2 (Figueroa, "When is double rounding
 //                  innocuous?", 1995).
 //   bf16(x / s)    of two bf16 lies 2^-17 of itself or more from where bf16 changes, since that
@@ -342,9 +341,8 @@ FORMAT_INLINE uint32_t cast_pairs_e2m1(const QuantContext *context, const QuantB
                 cast_bytes(cast_pair_e2m1(block, x[0]), cast_pair_e2m1(block, x[1]), 0x6240);
         } else {
             for (int i = 0; i < 2; i++) {
-                const uint32_t a = x[i] & 0x7FFF7FFFu;
-                c[2 * i] = cast_one_e2m1(rule, block, cast_pair_even(a));
-                c[2 * i + 1] = cast_one_e2m1(rule, block, cast_pair_uneven(a));
+                c[2 * i] = cast_one_e2m1(rule, block, fabsf(cast_pair_even(x[i])));
+                c[2 * i + 1] = cast_one_e2m1(rule, block, fabsf(cast_pair_uneven(x[i])));
             }
             code[half] =
                 cast_bytes(cast_bytes(c[0], c[2], 0x0040), cast_bytes(c[1], c[3], 0x0040), 0x5410);
