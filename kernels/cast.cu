@@ -120,7 +120,7 @@ __global__ void cast_settle_kernel(const __grid_constant__ CastWork work, const 
     const float most = quant_is_nan(amax[i]) ? quant_nan() : amax[i];
     const QuantContext context = work.context;
     if (!context.rule.two_level)
-        block_store(work, 0, 0, 0, cast_choose(&context, {most, -most, most}));
+        block_put(work, context.rule, {0, 0, 0, true}, cast_choose(&context, {most, -most, most}));
     else
         tensor_scales[i] = context.rule.method == QUANT_NVFP4
                                ? quant_nvfp4_tensor_scale(most)
@@ -137,7 +137,8 @@ __global__ void __launch_bounds__(CAST_THREADS)
     float most = ((const float *)work.scales)[i];
     most = quant_is_nan(most) ? quant_nan() : most;
     const QuantContext context = work.context;
-    block_store(work, i / work.rows, i % work.rows, 0, cast_choose(&context, {most, -most, most}));
+    block_put(work, context.rule, {i / work.rows, i % work.rows, 0, true},
+              cast_choose(&context, {most, -most, most}));
 }
 
 void cast_settle_rows(const CastWork *work, Stream stream)
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS)
             peak = team_peak<P, WARP>(peak);
             block = cast_choose(&context, peak.statistics());
             if (thread == 0)
-                block_store(work, matrix, block_row, block_column, block);
+                block_put(work, context.rule, {matrix, block_row, block_column, true}, block);
         }
         const CodeLayout layout = context.rule.code_layout;
         const int64_t cells = layout == CODES_BYTES   ? columns
@@ -325,16 +326,36 @@ static bool fits_groups(const CastWork *work, const CastKernels *kernels)
                            : group >= 32 && group <= CAST_SPAN && (group & (group - 1)) == 0;
     const bool tiled = rule->code_layout == CODES_TILED;
     const bool padded = work->padded_rows != work->rows || work->padded_columns != work->columns;
+    const bool short_groups = work->columns % group != 0;
     return kernels->groups && rule->block_columns > 0 && work->block_rows == 1 && sized &&
+           work->all_rows * work->padded_columns / group < INT32_MAX &&
            (tiled ? rule->pad_rows % CODE_TILE_ROWS == 0 && rule->pad_columns % CAST_SPAN == 0
-                  : !padded);
+                  : !padded && (!short_groups || kernels->rows));
 }
 
-static void launch_groups(const CastWork *work, CastKernel kernel, Stream stream)
+static int64_t parts(int64_t all, int64_t part)
 {
-    const int64_t down = (work->all_rows + CAST_WARPS - 1) / CAST_WARPS;
-    const int64_t across = (work->padded_columns + CAST_REACH - 1) / CAST_REACH;
-    kernel<<<cast_grid(down * across), CAST_THREADS, 0, cuda_stream(stream)>>>(*work);
+    return (all + part - 1) / part;
+}
+
+static void launch_groups(CastWork work, const CastKernels *kernels, Stream stream)
+{
+    CastKernel kernel = kernels->groups;
+    work.count = work.all_rows * work.padded_columns;
+    while ((int64_t)1 << work.group_bits < work.block_columns)
+        work.group_bits++;
+    work.by_grid_columns = cast_divisor(work.grid.columns);
+    work.by_rows = cast_divisor(work.rows);
+    int64_t warps = parts(work.count, CAST_REACH);
+    if (work.context.rule.code_layout == CODES_TILED) {
+        work.by_grid_columns = cast_divisor(work.padded_columns / CAST_SPAN);
+        work.by_rows = cast_divisor(work.padded_rows / CODE_TILE_ROWS);
+        warps = parts(work.count, CODE_TILE_ROWS * CAST_SPAN);
+    } else if (work.columns % work.block_columns != 0) {
+        kernel = kernels->rows;
+        warps = parts(work.all_rows, CAST_WARPS) * CAST_WARPS * parts(work.columns, CAST_REACH);
+    }
+    kernel<<<cast_grid(parts(warps, CAST_WARPS)), CAST_THREADS, 0, cuda_stream(stream)>>>(work);
     CHECK_CUDA(cudaGetLastError());
 }
 
@@ -393,7 +414,7 @@ static void cast_forward(const Cast *args, Stream stream)
                         cuda_aligned(q->codes) &&
                         (work.given ? q->rows * q->columns : q->columns) % GROUP_ELEMENTS == 0;
     if (vector && fits_groups(&work, kernels)) {
-        launch_groups(&work, kernels->groups, stream);
+        launch_groups(work, kernels, stream);
     } else if (vector && fits_blocks(&work, kernels)) {
         if (work.given)
             work = flattened(work);

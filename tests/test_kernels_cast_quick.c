@@ -1,14 +1,17 @@
-// The arithmetic that the CUDA casts have of their own (kernels/cast/quick.h), compiled for the
-// CPU: the codes of cast_encode for every recipe and operand, wherever it says that it fits; that
-// it fits ordinary blocks; and e2m1 over all floats (a strided subset of the bits).
-#include "kernels/cast/quick.h"
+// The arithmetic that the CUDA casts have of their own (kernels/cast/quick.h,
+// kernels/cast/pairs.h), compiled for the CPU: the codes of cast_encode for every recipe and
+// operand, wherever it says that it fits, in odd blocks and over every bf16 of ordinary ones; that
+// it fits ordinary blocks; e2m1 over all floats (a strided subset of the bits); and the numbers
+// that its proofs lean on.
+#include "kernels/cast/pairs.h"
 #include "quant/recipe.h"
 #include "tests/kernels_data.h"
 
 enum { BLOCK = 64, ROUNDS = 3000 };
 
 typedef struct Tally {
-    int64_t blocks, fitting;
+    int64_t blocks, fitting, pairs;
+    int64_t units, doubtful; // of the pairs' arithmetic
 } Tally;
 
 static float value_at(Data *data, int kind, int exponent)
@@ -53,6 +56,47 @@ static QuantStatistics statistics_of(const float *x)
     return s;
 }
 
+static void check_words(const char *name, const QuantContext *context, const QuantBlock *block,
+                        const float *x, const uint32_t *words)
+{
+    const QuantRule *rule = &context->rule;
+    for (int e = 0; e < CAST_QUICK; e++) {
+        uint32_t code = cast_byte(rule, cast_encode(context, block, x[e]));
+        uint32_t ours = rule->code_layout == CODES_BYTES ? words[e / 4] >> e % 4 * 8 & 0xFFu
+                                                         : words[0] >> e * 4 & 15u;
+        if (ours != code)
+            fail_msg("%s, %s: %a (scale %a, zero %a) has code %02X, quick %02X", name,
+                     dtype_row(context->input)->name, x[e], block->scale, block->zero, code, ours);
+    }
+}
+
+static void check_pairs(const char *name, const QuantContext *context, const QuantBlock *block,
+                        const float *x, Tally *tally)
+{
+    uint32_t pair[4], words[2];
+    for (int p = 0; p < 4; p++)
+        pair[p] = format_f32_bits(x[2 * p]) >> 16 | (format_f32_bits(x[2 * p + 1]) & 0xFFFF0000u);
+    tally->units++;
+    if (cast_pairs_codes(context, block, pair, words))
+        tally->doubtful++;
+    else
+        check_words(name, context, block, x, words);
+}
+
+static QuantBlock chosen(const char *name, const QuantContext *context, QuantStatistics s)
+{
+    QuantBlock plain = cast_choose(context, s), block = cast_quick_choose(context, s);
+    if (plain.scale_bits != block.scale_bits || plain.zero_bits != block.zero_bits ||
+        format_f32_bits(plain.scale) != format_f32_bits(block.scale) ||
+        format_f32_bits(plain.multiplier) != format_f32_bits(block.multiplier))
+        fail_msg(
+            "%s: an amax of %a under %a has scale %a (%02X), 1 / scale %a; quick %a (%02X), %a",
+            name, s.amax, context->tensor_scale, plain.scale, plain.scale_bits, plain.multiplier,
+            block.scale, block.scale_bits, block.multiplier);
+    cast_quick_ready(context, &block, s.amax);
+    return block;
+}
+
 static void check_block(Data *data, const char *name, QuantContext *context, Tally *tally)
 {
     const QuantRule *rule = &context->rule;
@@ -64,9 +108,13 @@ static void check_block(Data *data, const char *name, QuantContext *context, Tal
         context->tensor_scale = quant_nvfp4_tensor_scale(s.amax * 3);
     if (rule->method == QUANT_NVFP4_CT)
         context->tensor_scale = quant_nvfp4_ct_tensor_scale(context->input, s.amax * 3);
-    QuantBlock block = cast_choose(context, s);
-    cast_quick_ready(context, &block);
+    QuantBlock block = chosen(name, context, s);
     tally->blocks++;
+    if (cast_pairs_has(context) && cast_pairs_fits(context, &block, s.amax)) {
+        tally->pairs++;
+        for (int first = 0; first < BLOCK; first += CAST_QUICK)
+            check_pairs(name, context, &block, x + first, tally);
+    }
     if (!cast_quick_fits(context, &block, s.amax))
         return;
     tally->fitting++;
@@ -75,15 +123,7 @@ static void check_block(Data *data, const char *name, QuantContext *context, Tal
         for (int e = 0; e < CAST_QUICK; e++)
             q[e] = cast_quick_scaled(context, &block, x[first + e]);
         cast_quick_pack(rule, q, words);
-        for (int e = 0; e < CAST_QUICK; e++) {
-            uint32_t code = cast_byte(rule, cast_encode(context, &block, x[first + e]));
-            uint32_t ours = rule->code_layout == CODES_BYTES ? words[e / 4] >> e % 4 * 8 & 0xFFu
-                                                             : words[0] >> e * 4 & 15u;
-            if (ours != code)
-                fail_msg("%s, %s: %a (scale %a, zero %a, amax %a) has code %02X, quick %02X", name,
-                         dtype_row(context->input)->name, x[first + e], block.scale, block.zero,
-                         s.amax, code, ours);
-        }
+        check_words(name, context, &block, x + first, words);
     }
 }
 
@@ -98,6 +138,101 @@ static void check_rule(Data *data, const char *name, const QuantRule *rule, DTyp
     if (tally.fitting < tally.blocks / 3) // most kinds of blocks here are odd ones
         fail_msg("%s, %s: only %lld of %lld blocks fit", name, dtype_row(input)->name,
                  (long long)tally.fitting, (long long)tally.blocks);
+    if (cast_pairs_has(&context) && tally.pairs < tally.blocks / 4)
+        fail_msg("%s: only %lld of %lld blocks fit pairs", name, (long long)tally.pairs,
+                 (long long)tally.blocks);
+}
+
+// Every bf16 that a block may have, under blocks of ordinary tensors.
+static void check_every_bf16(Data *data, const char *name, const QuantRule *rule, int blocks)
+{
+    QuantContext context = {.rule = *rule, .input = DTYPE_BF16};
+    Tally tally = {0};
+    if (rule->method == QUANT_NONE || !cast_pairs_has(&context))
+        return;
+    for (int round = 0; round < blocks; round++) {
+        int exponent = (int)data_below(data, 12) - 8;
+        float high = quant_round(DTYPE_BF16, ldexpf(fabsf(data_normal(data)), exponent));
+        float low = quant_round(DTYPE_BF16, -ldexpf(fabsf(data_normal(data)), exponent));
+        QuantStatistics s = {fmaxf(high, -low), low, high};
+        context.tensor_scale = 1.0f;
+        if (rule->method == QUANT_NVFP4 && rule->two_level)
+            context.tensor_scale =
+                quant_nvfp4_tensor_scale(s.amax * (1 + fabsf(data_normal(data))));
+        if (rule->method == QUANT_NVFP4_CT)
+            context.tensor_scale =
+                quant_nvfp4_ct_tensor_scale(DTYPE_BF16, quant_round(DTYPE_BF16, s.amax * 3));
+        QuantBlock block = chosen(name, &context, s);
+        tally.blocks++;
+        if (!cast_pairs_fits(&context, &block, s.amax))
+            continue;
+        tally.pairs++;
+        float x[CAST_QUICK];
+        int count = 0;
+        for (uint32_t bits = 0; bits < 0x10000u; bits++) {
+            x[count] = format_f32_value(bits << 16);
+            bool ranged = rule->method == QUANT_RANGE || rule->method == QUANT_TILE;
+            count += ranged ? x[count] >= low && x[count] <= high : fabsf(x[count]) <= s.amax;
+            if (count == CAST_QUICK)
+                check_pairs(name, &context, &block, x, &tally);
+            count %= CAST_QUICK;
+        }
+    }
+    if (tally.pairs < tally.blocks * 3 / 4 || tally.doubtful > tally.units / 20)
+        fail_msg("%s: pairs fit %lld of %lld blocks, %lld of %lld units are doubtful", name,
+                 (long long)tally.pairs, (long long)tally.blocks, (long long)tally.doubtful,
+                 (long long)tally.units);
+}
+
+static void codes_of_every_bf16(void **state)
+{
+    (void)state;
+    const char *given = getenv("MESHWORK_TEST_BLOCKS");
+    const int blocks = given ? atoi(given) : 6;
+    Data data = data_create();
+    for (const Recipe *recipe = recipe_table; recipe->name; recipe++) {
+        check_every_bf16(&data, recipe->name, &recipe->weights, blocks);
+        check_every_bf16(&data, recipe->name, &recipe->activations, blocks);
+    }
+    data_destroy(&data);
+}
+
+static float off_by(float value, int ulps)
+{
+    return format_f32_value(format_f32_bits(value) + (uint32_t)ulps);
+}
+
+// compressed-tensors' nvfp4: e2m1(f32(x / f32(e4m3 / G))) from a reciprocal that is an ulp off, for
+// every bf16 G and x and every e4m3, but for powers of two.
+static void one_correction_is_enough(void **state)
+{
+    (void)state;
+    const QuantRule rule = {.method = QUANT_NVFP4_CT, .code = CODE_E2M1};
+    for (uint32_t g = 0; g < 128; g++)
+        for (uint32_t e4m3 = 0x38; e4m3 < 0x40; e4m3++)
+            for (uint32_t x = 0; x < 128 * 8; x++)
+                for (int ulps = -1; ulps <= 1; ulps++) {
+                    const float scale =
+                        quant_of_e4m3(e4m3) / format_f32_value(0x3F800000u + (g << 16));
+                    const float value = format_f32_value(0x3E000000u + (x << 16));
+                    const QuantBlock block = {scale, 0, off_by(1.0f / scale, ulps), 0, 0};
+                    const uint32_t code = quant_e2m1(value / scale);
+                    if (value / scale < 7.0f && (cast_one_e2m1(&rule, &block, value) & 7u) != code)
+                        fail_msg("%a / %a has code %X", value, scale, code);
+                }
+}
+
+// cast_quick_reciprocal of an e4m3 from an approximation that is some ulps off.
+static void reciprocals_of_e4m3_are_rounded(void **state)
+{
+    (void)state;
+    for (uint32_t code = 1; code < 0x7F; code++)
+        for (int ulps = -2; ulps <= 2; ulps++) {
+            const float b = quant_of_e4m3(code), y = off_by(1.0f / b, ulps);
+            assert_true(cast_quick_of_e4m3(code) == b);
+            if (fmaf(-fmaf(y, b, -1.0f), y, y) != 1.0f / b)
+                fail_msg("1 / %a from %a is not rounded correctly", b, y);
+        }
 }
 
 static void codes_equal_the_plain_ones(void **state)
@@ -136,6 +271,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(codes_equal_the_plain_ones),
+        cmocka_unit_test(codes_of_every_bf16),
+        cmocka_unit_test(one_correction_is_enough),
+        cmocka_unit_test(reciprocals_of_e4m3_are_rounded),
         cmocka_unit_test(e2m1_of_every_float),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,9 +2,9 @@
 // blocks that a warp or a thread block has in its registers.
 //
 // Limit: memory bandwidth, and next to it the instructions of an element: memory leaves time for
-// some 20 in bf16, about half of them integer. So magnitudes are compared two at a time, quotients
-// take the fused steps of cast/quick.h, and of the lanes that share a group each chooses the scale
-// of another unit.
+// some 20 in bf16, about half of them integer. So bf16 are worked on two at a time (cast/pairs.h),
+// of the lanes that share a group each chooses the scale of another unit, rows are cut into units
+// without a look at where they end, and codes that need more care are made a second time.
 #pragma once
 
 #include "kernels/cast/work.cuh"
@@ -37,130 +37,289 @@ __device__ __forceinline__ void peaks_share(P (&peak)[CAST_UNITS], int lanes)
         peak[0] = peak[0].joined(peak[0].from_lane(apart));
 }
 
-// Word t of tinygemm's four words of 32 columns (place.h) for lane t of the four that have them:
-// nibbles change places as bytes between lanes, then within the word.
-__device__ __forceinline__ uint32_t tile_word(uint32_t word)
+// Where the units of a lane are is told by an object with there(u), element(u), and block(u), the
+// BlockPlace of the block that unit u is a part of.
+
+// What a unit's arithmetic needs of its block, from the lane of its group that chose it.
+template <typename Kind>
+__device__ __forceinline__ QuantBlock block_from(const QuantContext &context,
+                                                 const QuantBlock &chosen, int lane, int lanes)
 {
-    const bool odd = lane_index() & 1, second = lane_index() & 2;
-    uint32_t other = __shfl_xor_sync(WARP_ALL, word, 1);
-    word = odd ? __byte_perm(other, word, 0x7351) : __byte_perm(word, other, 0x6240);
-    other = __shfl_xor_sync(WARP_ALL, word, 2);
-    word = second ? __byte_perm(other, word, 0x7632) : __byte_perm(word, other, 0x5410);
-    uint32_t even = word & 0x0F0F0F0Fu, uneven = word >> 4 & 0x0F0F0F0Fu;
-    even = (even | even >> 4) & 0x00FF00FFu;
-    uneven = (uneven | uneven >> 4) & 0x00FF00FFu;
-    return ((even | even >> 8) & 0xFFFFu) | (uneven | uneven >> 8) << 16;
+    QuantBlock block = {0, 0, 0, 0, 0};
+    if (cast_divides(&context.rule))
+        block.scale = __shfl_sync(WARP_ALL, chosen.scale, lane, lanes);
+    block.multiplier = __shfl_sync(WARP_ALL, chosen.multiplier, lane, lanes);
+    if (cast_shifts(&context.rule))
+        block.zero = __shfl_sync(WARP_ALL, chosen.zero, lane, lanes);
+    return block;
 }
 
-// A unit of a lane: its row, its first column, and whether they are in the tensor.
-struct UnitPlace {
-    int64_t row, column;
-    bool there;
-};
-
-// Word of a unit in tinygemm's tiles, from the nibbles of four lanes.
-__device__ __forceinline__ void tile_store(const CastWork &work, int64_t matrix, UnitPlace place,
-                                           uint32_t nibbles)
-{
-    const uint32_t word = tile_word(nibbles);
-    const int64_t part = lane_index() % 4;
-    const int64_t bit =
-        quant_tiled_bit(work.padded_columns, place.row, place.column - part * GROUP_ELEMENTS);
-    if (place.column < work.padded_columns)
-        ((uint32_t *)work
-             .codes)[matrix * work.padded_rows * work.padded_columns / 8 + bit / 32 + part * 4] =
-            word;
-}
-
-template <typename Kind, typename Element>
-__device__ __forceinline__ void unit_cast(const CastWork &work, const QuantContext &context,
-                                          int64_t matrix, UnitPlace place, const QuantBlock &block,
-                                          bool quick, const Group<Element> &unit)
-{
-    constexpr bool tiled = Kind::layout == CODES_TILED;
-    const int64_t element = (matrix * work.rows + place.row) * work.columns + place.column;
-    uint32_t words[2] = {0, 0};
-    if (quick)
-        unit_codes<Kind>(context, block, unit, words);
-    else if (place.there)
-        unit_codes_slow<Kind>(context, block, (const Element *)work.values + element, words);
-    else if (tiled)
-        words[0] = cast_encode(&context, &block, 0.0f) * 0x11111111u;
-    if constexpr (tiled)
-        tile_store(work, matrix, place, words[0]);
-    else if (place.there)
-        unit_store<Kind::layout>(work.codes, element, words);
-}
-
-// Statistics, scales and codes of four units of each lane, at place(0 .. 3). Groups of columns are
-// held by neighbouring lanes.
-template <typename Kind, typename Element, typename Place>
-__device__ __forceinline__ void units_cast(const CastWork &work, int64_t matrix,
-                                           const Group<Element> *unit, Place place)
+// Statistics, scales and codes of four units of each lane. Groups of columns are held by
+// neighbouring lanes.
+template <typename Kind, typename Element, typename Where>
+__device__ __forceinline__ void units_cast(const CastWork &work, const Element *values,
+                                           const Group<Element> *unit, const Where &where)
 {
     constexpr int sharers = Kind::group == 16 ? 2 : 4;
     typedef Peak<Kind::ranged, Kind::input> P;
-    const int group = Kind::group ? Kind::group : (int)work.block_columns;
-    const int lanes = group / GROUP_ELEMENTS, lane = lane_index();
+    const int lanes =
+        Kind::group ? Kind::group / GROUP_ELEMENTS : (int)work.block_columns / GROUP_ELEMENTS;
+    const int lane = lane_index();
     P peak[CAST_UNITS];
 #pragma unroll
     for (int u = 0; u < CAST_UNITS; u++)
-        peak[u] = Kind::layout == CODES_TILED || place(u).there ? P::of(unit[u]) : P::none();
+        peak[u] = P::of(unit[u]);
     peaks_share<P, sharers>(peak, lanes);
-    const QuantContext context = cast_context<Kind>(work, matrix);
 #pragma unroll
     for (int round = 0; round < CAST_UNITS / sharers; round++) {
-        const UnitPlace mine = place(round * sharers + lane % sharers);
+        const BlockPlace place = where.block(round * sharers + lane % sharers);
+        const QuantContext context = cast_context<Kind>(work, place.matrix);
         const QuantStatistics statistics = peak[round].statistics();
-        QuantBlock block = cast_choose(&context, statistics);
-        const int64_t column = mine.column - lane % lanes * GROUP_ELEMENTS;
-        if (lane % lanes < sharers && column < work.padded_columns && mine.row < work.padded_rows)
-            block_store(work, matrix, mine.row, column / group, block);
-        cast_quick_ready(&context, &block);
-        const unsigned slow =
-            __ballot_sync(WARP_ALL, !cast_quick_fits(&context, &block, statistics.amax));
+        QuantBlock block = cast_quick_choose(&context, statistics);
+        if (lane % lanes < sharers && place.there)
+            block_store<Kind>(work, place, block);
+        cast_quick_ready(&context, &block, statistics.amax);
+        const bool fits = unit_fits<Kind>(context, block, statistics.amax);
+        bool again = false;
 #pragma unroll
         for (int s = 0; s < sharers; s++) {
             const int u = round * sharers + s;
-            QuantBlock of = {0, 0, 0, 0, 0};
-            if (cast_divides(&context.rule))
-                of.scale = __shfl_sync(WARP_ALL, block.scale, s, sharers);
-            of.multiplier = __shfl_sync(WARP_ALL, block.multiplier, s, sharers);
-            if (cast_shifts(&context.rule))
-                of.zero = __shfl_sync(WARP_ALL, block.zero, s, sharers);
-            unit_cast<Kind>(work, context, matrix, place(u), of,
-                            !(slow >> ((lane & -sharers) + s) & 1u), unit[u]);
+            const QuantBlock of = block_from<Kind>(context, block, s, sharers);
+            uint32_t words[2];
+            again |= unit_codes<Kind>(context, of, unit[u], words);
+            if (where.there(u))
+                unit_store<Kind::layout>(work.codes, where.element(u), words);
+        }
+        if (!__any_sync(WARP_ALL, again || !fits))
+            continue;
+#pragma unroll 1
+        for (int s = 0; s < sharers; s++) {
+            const int u = round * sharers + s;
+            const QuantBlock of = block_from<Kind>(context, block, s, sharers);
+            const bool quick = __shfl_sync(
+                WARP_ALL, cast_quick_fits(&context, &block, statistics.amax), s, sharers);
+            const bool fitted = __shfl_sync(WARP_ALL, fits, s, sharers);
+            if ((again || !fitted) && where.there(u))
+                unit_again<Kind>(work, context, of, quick, values + where.element(u),
+                                 where.element(u));
         }
     }
 }
 
-// Warp: 1024 columns of one row; lane l has columns 8 l .. 8 l + 7 of every 256. Block: eight rows.
+// Units of a lane from `first` on in a tensor without padding, whose groups fill its rows: one
+// sequence.
+struct FlatPlace {
+    const CastWork &work;
+    int64_t first;
+    int left; // of the tensor, from `first` on, as far as units reach
+    __device__ bool there(int u) const
+    {
+        return u * CAST_SPAN < left;
+    }
+    __device__ int64_t element(int u) const
+    {
+        return first + u * CAST_SPAN;
+    }
+    __device__ BlockPlace block(int u) const
+    {
+        const uint32_t index =
+            (uint32_t)(first >> work.group_bits) + ((uint32_t)(u * CAST_SPAN) >> work.group_bits);
+        const uint32_t any_row = divided(index, work.by_grid_columns);
+        const uint32_t column = index - any_row * (uint32_t)work.grid.columns;
+        const uint32_t matrix = there(u) ? divided(any_row, work.by_rows) : 0;
+        return {matrix, any_row - matrix * (uint32_t)work.rows, column, there(u)};
+    }
+};
+
+// Warp: 1024 elements; lane l has 8 l .. 8 l + 7 of every 256.
 template <typename Kind>
 __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 4 : 3)
     cast_groups_kernel(const __grid_constant__ CastWork work)
 {
     typedef typename CastElement<Kind::input>::type Element;
-    const uint32_t across = (uint32_t)((work.padded_columns + CAST_REACH - 1) / CAST_REACH);
-    const int64_t any_row = (int64_t)(blockIdx.x / across) * CAST_WARPS + threadIdx.x / WARP_LANES;
-    if (any_row >= work.all_rows)
-        return;
-    const int64_t matrix = any_row / work.padded_rows, row = any_row - matrix * work.padded_rows;
-    const int64_t first =
-        (int64_t)(blockIdx.x % across) * CAST_REACH + lane_index() * GROUP_ELEMENTS;
-    const int64_t end = row < work.rows ? work.columns : 0;
-    const Element *values =
-        (const Element *)work.values + (matrix * work.rows + row) * work.columns;
+    const int64_t first = warp_index() * CAST_REACH + lane_index() * GROUP_ELEMENTS;
+    const FlatPlace where = {work, first, (int)min(work.count - first, (int64_t)CAST_REACH)};
+    const Element *values = (const Element *)work.values;
     Group<Element> unit[CAST_UNITS];
 #pragma unroll
     for (int u = 0; u < CAST_UNITS; u++) {
         unit_clear(&unit[u]);
-        if (first + u * CAST_SPAN < end)
+        if (where.there(u))
             unit[u] = unit_load(values + first + u * CAST_SPAN);
     }
-    units_cast<Kind>(work, matrix, unit, [&](int u) {
-        const int64_t column = first + u * CAST_SPAN;
-        return UnitPlace{row, column, column < end};
-    });
+    units_cast<Kind>(work, values, unit, where);
+}
+
+// A row's units, where the last group of a row is short.
+struct RowPlace {
+    const CastWork &work;
+    int64_t matrix, row, first;
+    __device__ bool there(int u) const
+    {
+        return first + u * CAST_SPAN < work.columns;
+    }
+    __device__ int64_t element(int u) const
+    {
+        return (matrix * work.rows + row) * work.columns + first + u * CAST_SPAN;
+    }
+    __device__ BlockPlace block(int u) const
+    {
+        return {matrix, row, (first + u * CAST_SPAN) / work.block_columns, there(u)};
+    }
+};
+
+// Warp: 1024 columns of one row. Block: eight rows.
+template <typename Kind>
+__global__ void __launch_bounds__(CAST_THREADS, 3)
+    cast_rows_kernel(const __grid_constant__ CastWork work)
+{
+    typedef typename CastElement<Kind::input>::type Element;
+    const uint32_t across = (uint32_t)((work.columns + CAST_REACH - 1) / CAST_REACH);
+    const int64_t any_row = (int64_t)(blockIdx.x / across) * CAST_WARPS + threadIdx.x / WARP_LANES;
+    if (any_row >= work.all_rows)
+        return;
+    const RowPlace where = {work, any_row / work.rows, any_row % work.rows,
+                            (int64_t)(blockIdx.x % across) * CAST_REACH +
+                                lane_index() * GROUP_ELEMENTS};
+    const Element *values = (const Element *)work.values;
+    Group<Element> unit[CAST_UNITS];
+#pragma unroll
+    for (int u = 0; u < CAST_UNITS; u++) {
+        unit_clear(&unit[u]);
+        if (where.there(u))
+            unit[u] = unit_load(values + where.element(u));
+    }
+    units_cast<Kind>(work, values, unit, where);
+}
+
+// ---- tinygemm's tiles ----
+
+// Of the four lanes that have a row of a tile, lane k has its columns 8 k .. 8 k + 7 of every 32,
+// as nibbles; it gets the four words that are its own (place.h), with columns 2 k and 2 k + 1 of
+// every 8. Bytes change places within a lane, then words between lanes, the r-th with lane k ^ r,
+// then nibbles; what differs from lane to lane is which bytes are picked.
+__device__ __forceinline__ uint4 tile_words(const uint32_t (&word)[4])
+{
+    const bool odd = lane_index() & 1, second = lane_index() & 2;
+    const uint32_t near = second ? 0x7362 : 0x5140, far = second ? 0x5140 : 0x7362;
+    const uint32_t mine = odd ? 0x7632 : 0x5410, other = odd ? 0x5410 : 0x7632;
+    const uint32_t low = 0x0F0F0F0Fu, high = 0xF0F0F0F0u;
+    const uint32_t near01 = cast_bytes(word[0], word[1], near);
+    const uint32_t near23 = cast_bytes(word[2], word[3], near);
+    const uint32_t far01 = cast_bytes(word[0], word[1], far);
+    const uint32_t far23 = cast_bytes(word[2], word[3], far);
+    const uint32_t from0 = cast_bytes(near01, near23, mine);
+    const uint32_t from1 = __shfl_xor_sync(WARP_ALL, cast_bytes(near01, near23, other), 1);
+    const uint32_t from2 = __shfl_xor_sync(WARP_ALL, cast_bytes(far01, far23, mine), 2);
+    const uint32_t from3 = __shfl_xor_sync(WARP_ALL, cast_bytes(far01, far23, other), 3);
+    const uint32_t a0 = odd ? from1 : from0, a1 = odd ? from0 : from1;
+    const uint32_t b0 = odd ? from3 : from2, b1 = odd ? from2 : from3;
+    const uint32_t a_even = (a0 & low) | (a1 << 4 & high), a_odd = (a0 >> 4 & low) | (a1 & high);
+    const uint32_t b_even = (b0 & low) | (b1 << 4 & high), b_odd = (b0 >> 4 & low) | (b1 & high);
+    const uint32_t first = second ? 0x1504 : 0x5140, last = second ? 0x3726 : 0x7362;
+    const uint32_t even01 = cast_bytes(a_even, b_even, first);
+    const uint32_t even23 = cast_bytes(a_even, b_even, last);
+    const uint32_t odd01 = cast_bytes(a_odd, b_odd, first);
+    const uint32_t odd23 = cast_bytes(a_odd, b_odd, last);
+    return make_uint4(cast_bytes(even01, odd01, 0x5410), cast_bytes(even01, odd01, 0x7632),
+                      cast_bytes(even23, odd23, 0x5410), cast_bytes(even23, odd23, 0x7632));
+}
+
+// A lane's row and its columns of the two tiles of a warp; what lies in the padding is zero.
+struct TilePlace {
+    int64_t matrix, row, column;
+};
+
+template <typename Kind, typename Element>
+__device__ __forceinline__ void tile_cast(const CastWork &work, const TilePlace &place,
+                                          Peak<Kind::ranged, Kind::input> peak,
+                                          const Group<Element> *unit)
+{
+    const int lane = lane_index(), k = lane % 4;
+    const QuantContext context = cast_context<Kind>(work, place.matrix);
+    const QuantStatistics statistics = peak.statistics();
+    QuantBlock block = cast_quick_choose(&context, statistics);
+    if ((k * 32 & (work.block_columns - 1)) == 0) {
+        const int64_t column = place.column - k * GROUP_ELEMENTS + k * 32;
+        block_store<Kind>(work, {place.matrix, place.row, column >> work.group_bits, true}, block);
+    }
+    cast_quick_ready(&context, &block, statistics.amax);
+    const bool fits = unit_fits<Kind>(context, block, statistics.amax);
+    uint32_t word[CAST_UNITS];
+#pragma unroll
+    for (int u = 0; u < CAST_UNITS; u++) {
+        uint32_t words[2];
+        unit_codes<Kind>(context, block_from<Kind>(context, block, u, 4), unit[u], words);
+        word[u] = words[0];
+    }
+    if (__any_sync(WARP_ALL, !fits)) {
+#pragma unroll 1
+        for (int u = 0; u < CAST_UNITS; u++) {
+            const QuantBlock of = block_from<Kind>(context, block, u, 4);
+            const bool quick =
+                __shfl_sync(WARP_ALL, cast_quick_fits(&context, &block, statistics.amax), u, 4);
+            const int64_t column = place.column + u * 32;
+            const int64_t element = (place.matrix * work.rows + place.row) * work.columns + column;
+            uint32_t words[2] = {cast_encode(&context, &of, 0.0f) * 0x11111111u, 0};
+            if (place.row < work.rows && column < work.columns)
+                unit_words_again<Kind>(context, of, quick, (const Element *)work.values + element,
+                                       words);
+            for (int i = 0; i < CAST_UNITS; i++)
+                word[i] = i == u ? words[0] : word[i];
+        }
+    }
+    const int64_t tile = place.row / CODE_TILE_ROWS * (work.padded_columns / CODE_TILE_COLUMNS) +
+                         place.column / CODE_TILE_COLUMNS;
+    uint4 *codes =
+        (uint4 *)(work.codes + place.matrix * work.padded_rows * work.padded_columns / 2);
+    codes[tile * WARP_LANES + lane] = tile_words(word);
+}
+
+// Warp: 8 rows of 256 columns, two tiles; lane 4 r + k has row r, columns 8 k .. 8 k + 7 of every
+// 32, and writes 16 bytes of a tile.
+template <typename Kind>
+__global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 3 : 2)
+    cast_tiled_kernel(const __grid_constant__ CastWork work)
+{
+    typedef typename CastElement<Kind::input>::type Element;
+    typedef Peak<Kind::ranged, Kind::input> P;
+    const uint32_t index = (uint32_t)warp_index(), lane = (uint32_t)lane_index();
+    if (index >= work.count / (CODE_TILE_ROWS * CAST_SPAN))
+        return;
+    const uint32_t across = (uint32_t)(work.padded_columns / CAST_SPAN);
+    const uint32_t down = (uint32_t)(work.padded_rows / CODE_TILE_ROWS);
+    const uint32_t band = divided(index, work.by_grid_columns);
+    const uint32_t matrix = divided(band, work.by_rows);
+    TilePlace place = {matrix, (band - matrix * down) * CODE_TILE_ROWS + lane / 4,
+                       (index - band * across) * CAST_SPAN + lane % 4 * GROUP_ELEMENTS};
+    const Element *from = (const Element *)work.values +
+                          (place.matrix * work.rows + place.row) * work.columns + place.column;
+    const int left =
+        place.row < work.rows ? (int)min(work.columns - place.column, (int64_t)CAST_SPAN) : 0;
+    Group<Element> unit[2 * CAST_UNITS];
+#pragma unroll
+    for (int u = 0; u < 2 * CAST_UNITS; u++) {
+        unit_clear(&unit[u]);
+        if (u * 32 < left)
+            unit[u] = unit_load(from + u * 32);
+    }
+    P of_tile[2]; // of the group of unit lane % 4
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+        P peak[CAST_UNITS];
+#pragma unroll
+        for (int u = 0; u < CAST_UNITS; u++)
+            peak[u] = P::of(unit[t * CAST_UNITS + u]);
+        peaks_share<P, 4>(peak, 4);
+        of_tile[t] = peak[0];
+        for (int apart = 1; apart < 4 && apart * 64 <= work.block_columns; apart *= 2)
+            of_tile[t] = of_tile[t].joined(of_tile[t].from_lane(apart));
+    }
+    if (work.block_columns == CAST_SPAN)
+        of_tile[0] = of_tile[1] = of_tile[0].joined(of_tile[1]);
+    tile_cast<Kind>(work, place, of_tile[0], unit);
+    place.column += CODE_TILE_COLUMNS;
+    tile_cast<Kind>(work, place, of_tile[1], unit + CAST_UNITS);
 }
 
 // ---- blocks in registers ----
@@ -240,15 +399,16 @@ __device__ __forceinline__ P piece_peak(const CastPiece &piece, const Group<Elem
 
 template <typename Kind, typename Element, int UNITS>
 __device__ __forceinline__ void
-piece_codes(const CastWork &work, const QuantContext &context, const QuantBlock &block, bool quick,
+piece_codes(const CastWork &work, const QuantContext &context, const QuantBlock &block, float amax,
             const CastPiece &piece, const Group<Element> (&unit)[UNITS])
 {
-    if (!quick) {
+    if (!unit_fits<Kind>(context, block, amax)) {
+        const bool usual = cast_quick_fits(&context, &block, amax);
+#pragma unroll 1
         for (int u = 0; u < UNITS && u < piece.count; u++) {
             const int64_t element = piece.first + u * piece.step;
-            uint32_t words[2];
-            unit_codes_slow<Kind>(context, block, (const Element *)work.values + element, words);
-            unit_store<Kind::layout>(work.codes, element, words);
+            unit_again<Kind>(work, context, block, usual, (const Element *)work.values + element,
+                             element);
         }
         return;
     }
@@ -291,13 +451,12 @@ __device__ __forceinline__ void cast_block(const CastWork &work, int64_t index, 
     else
         block = cast_choose(&context, statistics);
     if (!work.given && thread == 0)
-        block_store(work, matrix, row, column, block);
-    cast_quick_ready(&context, &block);
-    const bool quick = cast_quick_fits(&context, &block, statistics.amax);
+        block_store<Kind>(work, {matrix, row, column, true}, block);
+    cast_quick_ready(&context, &block, statistics.amax);
     for (piece = all; piece.count > 0; piece.count -= units, piece.first += units * piece.step) {
         if (all.count > units)
             piece_load(work, piece, unit);
-        piece_codes<Kind>(work, context, block, quick, piece, unit);
+        piece_codes<Kind>(work, context, block, statistics.amax, piece, unit);
     }
 }
 

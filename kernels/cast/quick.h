@@ -33,10 +33,12 @@ FORMAT_INLINE float cast_quick_product(float a, float b)
 }
 
 // What the quick arithmetic reads of a block, added to what choosing it left.
-FORMAT_INLINE void cast_quick_ready(const QuantContext *context, QuantBlock *block)
+FORMAT_INLINE void cast_quick_ready(const QuantContext *context, QuantBlock *block, float amax)
 {
     if (cast_divides(&context->rule) && context->rule.method != QUANT_SYMMETRIC)
         block->multiplier = 1.0f / block->scale;
+    if (context->rule.method == QUANT_MX && amax == 0.0f)
+        block->multiplier = 1.0f; // any number will do, one that cast/pairs.h has as well
 }
 
 // Whether elements of magnitudes up to amax have their codes from the quick arithmetic: nothing on
@@ -69,6 +71,75 @@ FORMAT_INLINE float cast_quick_quotient(float x, float scale, float reciprocal)
     above = fmaf(q, scale, -x);
     return fmaf(-above, reciprocal, q);
 }
+
+// ---- choosing ----
+
+// 1 / b to about an ulp or, where b has few bits (an e4m3), rounded correctly.
+FORMAT_INLINE float cast_quick_reciprocal(float b)
+{
+#ifdef __CUDA_ARCH__
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(b));
+#else
+    float y = 1.0f / b;
+#endif
+    return fmaf(-fmaf(y, b, -1.0f), y, y);
+}
+
+// quant_e4m3 of a value that is no NaN and not negative.
+FORMAT_INLINE uint32_t cast_quick_e4m3(float value)
+{
+#ifdef __CUDA_ARCH__
+    uint16_t pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(value));
+    return pair;
+#else
+    return quant_e4m3(value);
+#endif
+}
+
+// The value of such a code: its exponent is off by 120.
+FORMAT_INLINE float cast_quick_of_e4m3(uint32_t code)
+{
+    return format_f32_value(code << 20) * 0x1p120f;
+}
+
+// quant_nvfp4_choose and quant_nvfp4_ct_choose without divisions but for the matrix's, which every
+// block shares.
+FORMAT_INLINE QuantBlock cast_quick_nvfp4(const QuantContext *context, float amax)
+{
+    QuantBlock block = {0, 0, 0, 0, 0};
+    const float second = context->tensor_scale, inverse = 1.0f / second;
+    const bool ct = context->rule.method == QUANT_NVFP4_CT, two = context->rule.two_level;
+    const float small = quant_round(ct ? context->input : DTYPE_F32, amax * (1.0f / 6.0f));
+    float scale = ct    ? cast_quick_product(small, second)
+                  : two ? cast_quick_quotient(small, second, inverse)
+                        : small;
+    block.scale_bits = cast_quick_e4m3(ct ? scale : fmaxf(scale, 0x1p-6f));
+    if (ct)
+        block.scale_bits = quant_select(block.scale_bits == 0, 0x20u, block.scale_bits);
+    const float s8 = cast_quick_of_e4m3(block.scale_bits);
+    block.scale = ct ? cast_quick_quotient(s8, second, inverse) : s8;
+    if (!ct) {
+        const float above = cast_quick_reciprocal(s8);
+        block.multiplier = two ? cast_quick_quotient(inverse, s8, above) : above;
+    }
+    return block;
+}
+
+FORMAT_INLINE QuantBlock cast_quick_choose(const QuantContext *context, QuantStatistics s)
+{
+    const QuantMethod method = context->rule.method;
+    if (method != QUANT_NVFP4 && method != QUANT_NVFP4_CT)
+        return cast_choose(context, s);
+    // Else quotients could overflow, or their remainders underflow. NaN is in neither range.
+    const bool usual = context->tensor_scale >= 0x1p-60f && context->tensor_scale <= 0x1p60f;
+    if (usual && s.amax <= 0x1p60f)
+        return cast_quick_nvfp4(context, s.amax);
+    return cast_choose(context, s);
+}
+
+// ---- codes ----
 
 // quant_round of a value that is no NaN.
 FORMAT_INLINE float cast_quick_round(DType dtype, float value)

@@ -166,6 +166,24 @@ __global__ void __launch_bounds__(CAST_THREADS)
 
 // ---- the cast as it lies ----
 
+// Of units below each other.
+struct ColumnPlace {
+    const CastWork &work;
+    int64_t matrix, row, column;
+    __device__ bool there(int u) const
+    {
+        return row + u < work.rows && column < work.columns;
+    }
+    __device__ int64_t element(int u) const
+    {
+        return (matrix * work.rows + row + u) * work.columns + column;
+    }
+    __device__ BlockPlace block(int u) const
+    {
+        return {matrix, row + u, column / work.block_columns, there(u)};
+    }
+};
+
 template <typename Kind, typename Element>
 __device__ __forceinline__ void tile_forward(const CastTiles &tiles, const TileSpot &spot,
                                              uint32_t square,
@@ -177,10 +195,8 @@ __device__ __forceinline__ void tile_forward(const CastTiles &tiles, const TileS
     if (tiles.to_span == SPAN_GROUP) {
 #pragma unroll
         for (int half = 0; half < GROUP_ELEMENTS; half += CAST_UNITS)
-            units_cast<Kind>(work, spot.matrix, unit + half, [&](int u) {
-                const int64_t at = row + half + u;
-                return UnitPlace{at, column, at < tiles.rows && column < tiles.columns};
-            });
+            units_cast<Kind>(work, (const Element *)tiles.values, unit + half,
+                             ColumnPlace{work, spot.matrix, row + half, column});
         return;
     }
     const QuantContext context = cast_context<Kind>(work, spot.matrix);
@@ -190,17 +206,24 @@ __device__ __forceinline__ void tile_forward(const CastTiles &tiles, const TileS
     else if (tiles.to_span == SPAN_WHOLE)
         block = block_of_scale(context, *(const float *)work.scales);
     if (tiles.to_span == SPAN_SQUARE && threadIdx.x == 0)
-        block_store(work, spot.matrix, spot.row0 / CAST_TILE_SIDE, spot.column0 / CAST_TILE_SIDE,
-                    block);
+        block_store<Kind>(
+            work, {spot.matrix, spot.row0 / CAST_TILE_SIDE, spot.column0 / CAST_TILE_SIDE, true},
+            block);
 #pragma unroll
     for (int i = 0; i < GROUP_ELEMENTS; i++) {
-        const UnitPlace place = {row + i, column, row + i < tiles.rows && column < tiles.columns};
-        if (tiles.to_span == SPAN_ROW && place.there)
+        const ColumnPlace place = {work, spot.matrix, row + i, column};
+        if (!place.there(0))
+            continue;
+        if (tiles.to_span == SPAN_ROW)
             block = block_of_scale(
                 context, ((const float *)work.scales)[spot.matrix * tiles.rows + place.row]);
-        const float amax = P::of(unit[i]).statistics().amax;
-        unit_cast<Kind>(work, context, spot.matrix, place, block,
-                        cast_quick_fits(&context, &block, amax), unit[i]);
+        uint32_t words[2];
+        if (cast_quick_fits(&context, &block, P::of(unit[i]).statistics().amax))
+            unit_codes_quick<Kind>(context, block, unit[i], words);
+        else
+            unit_codes_slow<Kind>(context, block, (const Element *)tiles.values + place.element(0),
+                                  words);
+        unit_store<Kind::layout>(work.codes, place.element(0), words);
     }
 }
 
@@ -241,11 +264,13 @@ __device__ __forceinline__ bool tile_numbers(const CastTiles &tiles, const TileS
                 context, ((const float *)work
                               .scales)[span == SPAN_WHOLE ? 0 : spot.matrix * tiles.columns + at]);
         if (span == SPAN_GROUP && there)
-            block_store(work, spot.matrix, at, row / rows, block);
+            block_store<Kind>(work, {spot.matrix, at, row / rows, true}, block);
         if (span == SPAN_SQUARE && i == 0)
-            block_store(work, spot.matrix, spot.column0 / CAST_TILE_SIDE,
-                        spot.row0 / CAST_TILE_SIDE, block);
-        cast_quick_ready(&context, &block);
+            block_store<Kind>(
+                work,
+                {spot.matrix, spot.column0 / CAST_TILE_SIDE, spot.row0 / CAST_TILE_SIDE, true},
+                block);
+        cast_quick_ready(&context, &block, chosen_by.statistics().amax);
         numbers->of[group][column] = make_float2(block.scale, block.multiplier);
         quick = quick && (!there || cast_quick_fits(&context, &block, peak.statistics().amax));
     }
@@ -375,7 +400,7 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 3 : 
 // ---- the kernels of a variant ----
 
 struct CastKernels {
-    CastKernel groups, warps, blocks; // NULL: no operand needs it
+    CastKernel groups, rows, warps, blocks; // NULL: no operand needs it
     CastTilesKernel tiles;
 };
 
@@ -386,21 +411,27 @@ extern const CastKernels cast_kernels_fp8[][2], cast_kernels_fp4[][2], cast_kern
 // Some layouts and methods only groups have.
 template <typename Kind> static constexpr CastKernels cast_kernels_of()
 {
-    constexpr bool transposes = Kind::method == QUANT_SYMMETRIC && Kind::layout == CODES_BYTES;
-    if constexpr (Kind::method == QUANT_MX && Kind::layout == CODES_BYTES)
-        return {cast_groups_kernel<Kind>, nullptr, nullptr, cast_tiles_kernel<Kind>};
-    else if constexpr (Kind::group || Kind::layout == CODES_TILED || Kind::method == QUANT_RANGE ||
-                       Kind::method == QUANT_ZERO_POINT_CT ||
-                       Kind::quotient == QUOTIENT_RECIPROCAL_INPUT)
-        return {cast_groups_kernel<Kind>, nullptr, nullptr, nullptr};
-    else if constexpr (Kind::method == QUANT_ZERO_POINT)
-        return {nullptr, cast_warps_kernel<Kind>, cast_blocks_kernel<Kind>, nullptr};
-    else if constexpr (transposes)
-        return {cast_groups_kernel<Kind>, cast_warps_kernel<Kind>, cast_blocks_kernel<Kind>,
-                cast_tiles_kernel<Kind>};
-    else
-        return {cast_groups_kernel<Kind>, cast_warps_kernel<Kind>, cast_blocks_kernel<Kind>,
-                nullptr};
+    constexpr bool fp8 = Kind::method == QUANT_SYMMETRIC && Kind::code == CODE_E4M3;
+    CastKernels kernels = {};
+    if constexpr (Kind::layout == CODES_TILED) {
+        kernels.groups = cast_tiled_kernel<Kind>;
+        return kernels;
+    }
+    if constexpr (Kind::method != QUANT_ZERO_POINT)
+        kernels.groups = cast_groups_kernel<Kind>;
+    if constexpr (fp8)
+        kernels.rows = cast_rows_kernel<Kind>;
+    if constexpr (Kind::method == QUANT_ZERO_POINT ||
+                  (Kind::method == QUANT_SYMMETRIC &&
+                   Kind::quotient != QUOTIENT_RECIPROCAL_INPUT)) {
+        kernels.warps = cast_warps_kernel<Kind>;
+        kernels.blocks = cast_blocks_kernel<Kind>;
+    }
+    if constexpr (Kind::layout == CODES_BYTES &&
+                  (Kind::method == QUANT_MX || (Kind::method == QUANT_SYMMETRIC &&
+                                                Kind::quotient != QUOTIENT_RECIPROCAL_INPUT)))
+        kernels.tiles = cast_tiles_kernel<Kind>;
+    return kernels;
 }
 
 #define CAST_KERNELS(name, ...)                                                                    \

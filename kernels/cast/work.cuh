@@ -5,7 +5,7 @@
 // units before it uses the first. bf16 stay packed until they are multiplied.
 #pragma once
 
-#include "kernels/cast/quick.h"
+#include "kernels/cast/pairs.h"
 #include "kernels/cuda_common.cuh"
 #include "quant/place.h"
 
@@ -15,6 +15,25 @@ enum {
     CAST_TILE_SIDE = 128,  // of tiles that are transposed, and of square blocks
     CAST_BLOCK_BYTES = 128 // of a thread's part of a block
 };
+
+// Of numbers below 2^31, by multiplication: ceil(2^(31 + bits) / n), bits = ceil(log2 n), is off by
+// less than n, which 2^31 of them do not make a whole.
+struct CastDivisor {
+    uint32_t multiplier;
+    int bits;
+};
+static inline CastDivisor cast_divisor(int64_t n)
+{
+    int bits = 0;
+    while ((int64_t)1 << bits < n)
+        bits++;
+    const uint64_t power = (uint64_t)1 << (31 + bits);
+    return {n > 0 ? (uint32_t)((power + (uint64_t)n - 1) / (uint64_t)n) : 0, 31 + bits};
+}
+__device__ __forceinline__ uint32_t divided(uint32_t value, CastDivisor by)
+{
+    return (uint32_t)((uint64_t)value * by.multiplier >> by.bits);
+}
 
 // A cast as the kernels see it: one of QTensors' walks (quantise.h), sizes counted out.
 struct CastWork {
@@ -30,6 +49,10 @@ struct CastWork {
     int64_t scale_stride;                // from matrix to matrix
     QuantGrid grid;                      // of a matrix's scales
     bool given;                          // one block for everything, its scale is there already
+    // Of groups in a tensor that is one sequence of them:
+    int64_t count;  // elements
+    int group_bits; // log2 of a group's columns
+    CastDivisor by_grid_columns, by_rows;
 };
 
 // A variant as a type; constants of it leave one path through cast_choose and cast_encode.
@@ -42,10 +65,10 @@ struct CastKind {
     static constexpr QuantQuotient quotient = QUOTIENT;
     static constexpr bool ranged = RANGED;
     static constexpr DType input = INPUT;
+    // Whether there can be a second scale of the matrix.
+    static constexpr bool second = METHOD == QUANT_NVFP4 || METHOD == QUANT_NVFP4_CT;
     // Columns of a block; 0: known at run time, 32 or more.
-    static constexpr int group = METHOD == QUANT_MX                                  ? 32
-                                 : METHOD == QUANT_NVFP4 || METHOD == QUANT_NVFP4_CT ? 16
-                                                                                     : 0;
+    static constexpr int group = METHOD == QUANT_MX ? 32 : second ? 16 : 0;
 };
 template <DType INPUT> struct CastElement {
     typedef float type;
@@ -56,16 +79,26 @@ template <> struct CastElement<DTYPE_BF16> {
 
 typedef void (*CastKernel)(CastWork work);
 
+template <typename Kind> __device__ __forceinline__ QuantRule cast_rule(QuantRule rule)
+{
+    rule.method = Kind::method;
+    rule.code = Kind::code;
+    rule.code_layout = Kind::layout;
+    rule.quotient = Kind::quotient;
+    if (Kind::method == QUANT_MX || Kind::second) {
+        rule.scale_dtype = Kind::second ? DTYPE_F8_E4M3 : DTYPE_F8_E8M0; // or U8: a byte
+        rule.has_zeros = false;
+    }
+    return rule;
+}
+
 template <typename Kind>
 __device__ __forceinline__ QuantContext cast_context(const CastWork &work, int64_t matrix)
 {
     QuantContext context = work.context;
+    context.rule = cast_rule<Kind>(context.rule);
     context.input = Kind::input;
-    context.rule.method = Kind::method;
-    context.rule.code = Kind::code;
-    context.rule.code_layout = Kind::layout;
-    context.rule.quotient = Kind::quotient;
-    if (Kind::method == QUANT_NVFP4 || Kind::method == QUANT_NVFP4_CT)
+    if (Kind::second)
         context.tensor_scale = work.tensor_scales ? work.tensor_scales[matrix] : 1.0f;
     return context;
 }
@@ -233,15 +266,43 @@ unit_codes_slow(const QuantContext &context, const QuantBlock &block,
     words[1] = (uint32_t)(all >> 32);
 }
 
+template <typename Kind>
+__device__ __forceinline__ bool unit_fits(const QuantContext &context, const QuantBlock &block,
+                                          float amax)
+{
+    if (cast_pairs_has(&context))
+        return cast_pairs_fits(&context, &block, amax);
+    return cast_quick_fits(&context, &block, amax);
+}
+
 template <typename Kind, typename Unit>
-__device__ __forceinline__ void unit_codes(const QuantContext &context, const QuantBlock &block,
-                                           const Unit &unit, uint32_t (&words)[2])
+__device__ __forceinline__ void unit_codes_quick(const QuantContext &context,
+                                                 const QuantBlock &block, const Unit &unit,
+                                                 uint32_t (&words)[2])
 {
     float q[GROUP_ELEMENTS];
 #pragma unroll
     for (int e = 0; e < GROUP_ELEMENTS; e++)
         q[e] = cast_quick_scaled(&context, &block, group_value(unit, e));
     cast_quick_pack(&context.rule, q, words);
+}
+
+// Returns whether they are to be made again (cast/pairs.h).
+template <typename Kind>
+__device__ __forceinline__ bool unit_codes(const QuantContext &context, const QuantBlock &block,
+                                           const Group<float> &unit, uint32_t (&words)[2])
+{
+    unit_codes_quick<Kind>(context, block, unit, words);
+    return false;
+}
+template <typename Kind>
+__device__ __forceinline__ bool unit_codes(const QuantContext &context, const QuantBlock &block,
+                                           const Group<Bf16> &unit, uint32_t (&words)[2])
+{
+    if (cast_pairs_has(&context))
+        return cast_pairs_codes(&context, &block, unit.pair, words);
+    unit_codes_quick<Kind>(context, block, unit, words);
+    return false;
 }
 
 // element: of the codes. BYTES and PAIRS.
@@ -255,16 +316,49 @@ __device__ __forceinline__ void unit_store(uint8_t *codes, int64_t element,
         *(uint32_t *)(codes + element / 2) = words[0];
 }
 
-__device__ __forceinline__ void block_store(const CastWork &work, int64_t matrix, int64_t row,
-                                            int64_t column, const QuantBlock &block)
+// The second time, from memory. quick: by the arithmetic of cast/quick.h.
+template <typename Kind>
+__device__ __forceinline__ void
+unit_words_again(const QuantContext &context, const QuantBlock &block, bool quick,
+                 const typename CastElement<Kind::input>::type *from, uint32_t (&words)[2])
 {
-    const QuantRule &rule = work.context.rule;
-    const int64_t index = matrix * work.scale_stride + quant_scale_place(work.grid, row, column);
+    if (quick)
+        unit_codes_quick<Kind>(context, block, unit_load(from), words);
+    else
+        unit_codes_slow<Kind>(context, block, from, words);
+}
+template <typename Kind>
+__device__ __forceinline__ void
+unit_again(const CastWork &work, const QuantContext &context, const QuantBlock &block, bool quick,
+           const typename CastElement<Kind::input>::type *from, int64_t element)
+{
+    uint32_t words[2];
+    unit_words_again<Kind>(context, block, quick, from, words);
+    unit_store<Kind::layout>(work.codes, element, words);
+}
+
+// A block of the grid of scales.
+struct BlockPlace {
+    int64_t matrix, row, column;
+    bool there;
+};
+
+__device__ __forceinline__ void block_put(const CastWork &work, const QuantRule &rule,
+                                          const BlockPlace &place, const QuantBlock &block)
+{
+    const int64_t index =
+        place.matrix * work.scale_stride + quant_scale_place(work.grid, place.row, place.column);
     quant_store_bits(work.scales, rule.scale_dtype, index, block.scale_bits);
     if (rule.has_zeros && work.zeros)
         quant_store_bits(work.zeros, rule.zero_dtype, index, block.zero_bits);
     else if (rule.has_zeros)
         quant_store_bits(work.scales, rule.zero_dtype, index + 1, block.zero_bits);
+}
+template <typename Kind>
+__device__ __forceinline__ void block_store(const CastWork &work, const BlockPlace &place,
+                                            const QuantBlock &block)
+{
+    block_put(work, cast_rule<Kind>(work.context.rule), place, block);
 }
 
 // What arithmetic needs of a block whose scale was stored in f32.

@@ -16,61 +16,155 @@
 #include "kernels/quant_gemm/view.cuh"
 
 enum RowsCode { ROWS_INT4, ROWS_INT4_TILED, ROWS_E2M1, ROWS_INT8, ROWS_E4M3 };
-enum RowsScale { ROWS_NO_SCALE, ROWS_BF16, ROWS_F32, ROWS_E8M0, ROWS_E4M3_SCALE };
+enum RowsScale {
+    ROWS_NO_SCALE,
+    ROWS_BF16,       // with bf16 zero points, or none
+    ROWS_BF16_WHOLE, // zero points are whole numbers, in units of codes
+    ROWS_F32,
+    ROWS_E8M0,
+    ROWS_E4M3_SCALE
+};
+
+static constexpr int rows_scale_bytes(RowsScale scale)
+{
+    return scale == ROWS_F32 ? 4 : scale == ROWS_BF16 || scale == ROWS_BF16_WHOLE ? 2 : 1;
+}
 
 template <RowsCode CODE, RowsScale SCALE, int ROW_SETS> struct RowsKind {
     static constexpr RowsCode code = CODE;
     static constexpr RowsScale scale = SCALE;
     static constexpr int row_sets = ROW_SETS; // of 8 rows of a
+    static constexpr int scale_bytes = rows_scale_bytes(SCALE);
     static constexpr bool four_bits = CODE <= ROWS_E2M1;
     static constexpr int chunk = four_bits ? 32 : 16, stage = 4 * chunk; // columns
+    static constexpr int ahead = SCALE == ROWS_NO_SCALE ? 4 : 3;         // stages in flight
     static constexpr int stage_words = stage / 2;                        // of a row of a
     static constexpr int subs = SCALE == ROWS_E4M3_SCALE ? 2 : 1;        // scales of a chunk
 };
 
-// The second level of nvfp4 where values have it.
-static __device__ __forceinline__ float whole_scale(const QuantView &v, float scale, float tensor)
+// Scales and zero points of a chunk, as loaded: they wait in registers.
+struct RowsScales {
+    uint32_t scale; // bits: bf16, f32, a byte, or two e4m3 bytes
+    uint32_t zero;  // bits of bf16, or a whole number
+};
+
+// The second level of nvfp4's values. Scales are multiplied by `before`, a power of two that makes
+// up for e2m1's 2^-126 (below) as far as the largest scale allows, and sums by `after`.
+struct RowsLevels {
+    bool divides; // else multiplies
+    float tensor, reciprocal, before, after;
+};
+
+// cvt leaves NaN as it likes, which is enough for an operand of the tensor cores.
+static __device__ __forceinline__ uint32_t pair_of(float low, float high)
 {
-    if (v.codes || !v.operand.q.rule.two_level)
-        return scale;
-    return v.operand.q.rule.method == QUANT_NVFP4_CT ? scale / tensor : tensor * scale;
+    uint32_t bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
 }
 
-static __device__ __forceinline__ uint32_t twice(float value)
+static __device__ __forceinline__ uint32_t twice(uint32_t bits)
 {
-    return bf16_pair(value, value);
+    return __byte_perm(bits, 0, 0x1010);
+}
+
+// The second level of nvfp4 where values have it. The quotient is corrected once, which rounds it
+// as a division does.
+static __device__ __forceinline__ float whole_scale(const RowsLevels &levels, float scale)
+{
+    const float product = __fmul_rn(scale, levels.reciprocal);
+    const float rest = __fmaf_rn(-product, levels.tensor, scale);
+    const float quotient = __fmaf_rn(rest, levels.reciprocal, product);
+    return levels.divides && rest == rest ? quotient : product;
+}
+
+static __device__ __forceinline__ RowsLevels levels_of(const QuantView &v, int matrix)
+{
+    RowsLevels levels = {false, 1.0f, 1.0f, 0.0f, 0.0f};
+    if (!v.codes && v.operand.q.rule.two_level) {
+        levels.divides = v.operand.q.rule.method == QUANT_NVFP4_CT;
+        levels.tensor = view_tensor_scale(v, matrix);
+        levels.reciprocal = levels.divides ? __fdiv_rn(1.0f, levels.tensor) : levels.tensor;
+    }
+    const uint32_t largest = __float_as_uint(fabsf(448.0f * levels.reciprocal)) >> 23;
+    const uint32_t excess = max(largest, 127u) - 127; // 2^excess <= it, at most 128
+    levels.before = __uint_as_float((127 + 126 - excess) << 23);
+    levels.after = __uint_as_float((127 + excess) << 23);
+    return levels;
+}
+
+// 4 bits: what codes are combined with, in pairs.
+struct RowsFactors {
+    uint32_t high, low;     // scale; e2m1: what its bf16 leaves of it
+    uint32_t shift, offset; // int4
+};
+
+// For half `sub` of a chunk.
+template <typename K>
+static __device__ __forceinline__ RowsFactors factors_of(const RowsLevels &levels,
+                                                         const RowsScales &s, uint32_t zero_mask,
+                                                         int sub)
+{
+    RowsFactors f = {};
+    if (K::scale == ROWS_E8M0) { // a power of two: 2^-127 lies below bf16's exponents, 255 is NaN
+        f.high = max(s.scale * 0x00800080u, 0x00400040u) + (s.scale == 255 ? 0x00400040u : 0u);
+    } else if (K::scale == ROWS_E4M3_SCALE) {
+        const float2 both = ptx_e4m3_pair(s.scale);
+        const float all = whole_scale(levels, sub ? both.y : both.x) * levels.before;
+        f.high = pair_of(all, all);
+        const float rest = all - __uint_as_float(f.high & 0xFFFF0000u);
+        f.low = pair_of(rest, rest);
+    } else { // from 128 to 255 a step of bf16 is 1
+        f.high = twice(s.scale);
+        f.shift = 0x43084308u + (K::scale == ROWS_BF16_WHOLE ? s.zero * 0x00010001u : 0u);
+        f.offset = K::scale == ROWS_BF16_WHOLE ? 0u : twice(s.zero & zero_mask);
+    }
+    return f;
+}
+
+// x & y ^ z by one instruction: with two constants the compiler takes two.
+static __device__ __forceinline__ uint32_t lop3_and_xor(uint32_t x, uint32_t y, uint32_t z)
+{
+    uint32_t result;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(result) : "r"(x), "r"(y), "r"(z));
+    return result;
 }
 
 // Four pairs of a word of 4-bit codes.
 template <typename K>
-static __device__ __forceinline__ void decode_four_bits(const QuantView &v, uint32_t word,
-                                                        float scale, float zero, float tensor,
+static __device__ __forceinline__ void decode_four_bits(uint32_t word, const RowsFactors &f,
                                                         uint32_t (&pair)[4])
 {
-    if (K::code == ROWS_E2M1) {
-        const float all = whole_scale(v, scale, tensor);
-        const uint32_t high = twice(all);
-        const uint32_t low = twice(all - __uint_as_float(high & 0xFFFF0000u));
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const uint32_t x = word >> 4 * i;
-            const uint32_t tiny = (x << 12 & 0x80008000u) | (x << 6 & 0x01C001C0u);
-            const uint32_t code = ptx_bf16_multiply(tiny, 0x7E807E80u); // 2^126
-            pair[i] = K::scale == ROWS_E8M0
-                          ? ptx_bf16_multiply(code, high)
-                          : ptx_bf16_fma(code, high, ptx_bf16_multiply(code, low));
-        }
-        return;
-    }
-    const bool whole_zero = v.operand.q.rule.method == QUANT_ZERO_POINT_CT;
-    const uint32_t shift = twice(136.0f + (whole_zero ? zero : 0.0f));
-    const uint32_t factor = twice(scale), offset = twice(whole_zero ? 0.0f : zero);
-    word ^= K::code == ROWS_INT4 ? 0x88888888u : 0u; // two's complement + 8; tiled codes are so
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const uint32_t above = (word >> 4 * i & 0x000F000Fu) | 0x43004300u; // 128 + code + 8
-        pair[i] = ptx_bf16_fma(ptx_bf16_subtract(above, shift), factor, offset);
+        if (K::code == ROWS_E2M1) {
+            const uint32_t sign = i < 3 ? word << (12 - 4 * i) : word;
+            const uint32_t rest = (i < 2 ? word << (6 - 4 * i) : word >> (4 * i - 6)) & 0x01C001C0u;
+            const uint32_t tiny = (sign & 0x80008000u) | rest; // 2^-126 of the code
+            pair[i] = K::scale == ROWS_E8M0
+                          ? ptx_bf16_multiply(ptx_bf16_multiply(tiny, 0x7E807E80u), f.high)
+                          : ptx_bf16_fma(tiny, f.high, ptx_bf16_multiply(tiny, f.low));
+        } else { // 128 + code + 8; tiled codes have the 8, two's complement gets it from bit 3
+            const uint32_t above = lop3_and_xor(word >> 4 * i, 0x000F000Fu,
+                                                K::code == ROWS_INT4 ? 0x43084308u : 0x43004300u);
+            pair[i] = ptx_bf16_fma(ptx_bf16_subtract(above, f.shift), f.high, f.offset);
+        }
     }
+}
+
+// The f32 scale and zero point of bytes.
+template <typename K> static __device__ __forceinline__ float byte_scale(const RowsScales &s)
+{
+    return K::scale == ROWS_NO_SCALE ? 1.0f
+           : K::scale_bytes == 2     ? __uint_as_float(s.scale << 16)
+           : K::scale == ROWS_E8M0   ? quant_mx_power(s.scale)
+                                     : __uint_as_float(s.scale);
+}
+
+// No recipe has bytes with zero points in units of values.
+template <typename K> static __device__ __forceinline__ float byte_zero(const RowsScales &s)
+{
+    return K::scale == ROWS_BF16_WHOLE ? (float)(int32_t)s.zero : 0.0f;
 }
 
 // Two pairs of a word of bytes.
@@ -80,8 +174,15 @@ static __device__ __forceinline__ void decode_bytes(uint32_t word, float scale, 
 {
     if (K::code == ROWS_E4M3) {
         const float2 low = ptx_e4m3_pair(word & 0xFFFFu), high = ptx_e4m3_pair(word >> 16);
-        pair[0] = bf16_pair(low.x * scale, low.y * scale);
-        pair[1] = bf16_pair(high.x * scale, high.y * scale);
+        pair[0] = pair_of(low.x * scale, low.y * scale);
+        pair[1] = pair_of(high.x * scale, high.y * scale);
+        return;
+    }
+    if (K::scale == ROWS_NO_SCALE) { // (128 + 7 bits) - (128, or 256 under the sign)
+        const uint32_t low = __byte_perm(word, 0x43434343u, 0x4140);
+        const uint32_t high = __byte_perm(word, 0x43434343u, 0x4342);
+        pair[0] = ptx_bf16_subtract(low & 0xFF7FFF7Fu, low & 0xFF80FF80u);
+        pair[1] = ptx_bf16_subtract(high & 0xFF7FFF7Fu, high & 0xFF80FF80u);
         return;
     }
     const uint32_t above = word ^ 0x80808080u;      // code + 128
@@ -91,8 +192,8 @@ static __device__ __forceinline__ void decode_bytes(uint32_t word, float scale, 
     x[1] = __uint_as_float(__byte_perm(above, 0x4B000000u, 0x7541)) - shift;
     x[2] = __uint_as_float(__byte_perm(above, 0x4B000000u, 0x7542)) - shift;
     x[3] = __uint_as_float(__byte_perm(above, 0x4B000000u, 0x7543)) - shift;
-    pair[0] = bf16_pair(x[0] * scale, x[1] * scale);
-    pair[1] = bf16_pair(x[2] * scale, x[3] * scale);
+    pair[0] = pair_of(x[0] * scale, x[1] * scale);
+    pair[1] = pair_of(x[2] * scale, x[3] * scale);
 }
 
 static __device__ __forceinline__ uint32_t word_of(const uint4 &x, int i)

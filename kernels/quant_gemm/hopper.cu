@@ -225,21 +225,43 @@ multiply_blocks(const QuantHopper &args, const typename V::Ring &ring, const Gem
     }
 }
 
-// The factors of rows and columns onto finished sums.
-template <int SUMS, GemmForm FORM>
-static __device__ __forceinline__ void finish_sums(const QuantHopper &args, const GemmTile &tile,
-                                                   int warp_row, float *sum)
+// Factors set out before a tile's first sum does: those of the thread's two rows to registers,
+// those of the columns to the warp's buffer, which the store needs only later.
+template <int COLUMNS, GemmForm FORM>
+static __device__ __forceinline__ void factors_begin(const QuantHopper &args, const GemmTile &tile,
+                                                     int warp_row, float *buffer, float (&a)[2])
 {
     const FactorPlaces p = factor_places<FORM>(args, tile, warp_row);
-    const int columns_left = (int)args.frame.n - tile.column;
-    float a[2] = {factor_at(args.fa, p.a[0]), factor_at(args.fa, p.a[1])};
+    const int lane = (int)threadIdx.x % 32;
+    const int columns = min(COLUMNS, (int)args.frame.n - tile.column);
+    const float *b = args.fb.of + p.b;
+    a[0] = factor_at(args.fa, p.a[0]);
+    a[1] = factor_at(args.fa, p.a[1]);
+    if (args.fb.of && args.fb.row == 1 && (uintptr_t)b % 16 == 0) { // 8 divides n
+        for (int column = lane * 4; column < columns; column += 128)
+            ptx_copy_16(ptx_shared_address(buffer + column), b + column, 16);
+        ptx_copy_commit();
+        return;
+    }
+    for (int column = lane; column < columns; column += 32)
+        buffer[column] = factor_at(args.fb, p.b + column * args.fb.row);
+}
+
+// The factors of rows and columns onto finished sums.
+template <int SUMS>
+static __device__ __forceinline__ void finish_sums(const QuantHopper &args, int columns_left,
+                                                   const float *buffer, const float (&a)[2],
+                                                   float *sum)
+{
+    ptx_copy_wait<0>();
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < SUMS; i += 4) {
         const int column = 2 * i + 2 * ((int)threadIdx.x % 4);
         if (column >= columns_left)
             break;
-        const float b[2] = {factor_at(args.fb, p.b + column * args.fb.row),
-                            factor_at(args.fb, p.b + (column + 1) * args.fb.row)};
+        const float2 both = *(const float2 *)(buffer + column);
+        const float b[2] = {both.x, both.y};
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const float x = sum[i + j], fa = a[j / 2], fb = b[j % 2];
@@ -253,14 +275,18 @@ static __device__ __forceinline__ void finish_sums(const QuantHopper &args, cons
                                        quant_round(args.dtype, __fmul_rn(fa, fb)));
         }
     }
+    __syncwarp(); // the buffer is the store's again
 }
 
 template <typename V, typename Sum>
-static __device__ __forceinline__ void tile_sums(const QuantHopper &args,
-                                                 const typename V::Ring &ring, const GemmTile &tile,
-                                                 int warp, uint32_t *number, float *total)
+static __device__ __forceinline__ void
+tile_sums(const QuantHopper &args, const typename V::Ring &ring, const GemmTile &tile, int warp,
+          float *buffer, uint32_t *number, float *total)
 {
     const uint32_t chunks = chunks_of<V>(tile);
+    float row_factors[2] = {1.0f, 1.0f};
+    if (args.finish != QUANT_FINISH_NONE)
+        factors_begin<V::columns, V::form>(args, tile, warp * 16, buffer, row_factors);
     Sum sum[V::sums];
 #pragma unroll
     for (int i = 0; i < V::sums; i++)
@@ -273,7 +299,7 @@ static __device__ __forceinline__ void tile_sums(const QuantHopper &args,
     for (int i = 0; i < V::sums; i++)
         total[i] = (float)sum[i];
     if (args.finish != QUANT_FINISH_NONE)
-        finish_sums<V::sums, V::form>(args, tile, warp * 16, total);
+        finish_sums<V::sums>(args, (int)args.frame.n - tile.column, buffer, row_factors, total);
 }
 
 template <typename V>
@@ -298,7 +324,7 @@ static __device__ __forceinline__ void compute(const QuantHopper &args,
                 total[i] = 0.0f;
             multiply_blocks<V, Sum>(args, ring, tile, warp, &number, total);
         } else {
-            tile_sums<V, Sum>(args, ring, tile, warp, &number, total);
+            tile_sums<V, Sum>(args, ring, tile, warp, (float *)buffer, &number, total);
         }
         if (args.frame.out_dtype == DTYPE_BF16)
             store_tile<V::form, Bf16, V::columns>(args.frame, tile, warp * 16, buffer, total);

@@ -9,104 +9,24 @@
 // alternate, and rows start 64 bytes apart modulo 128, so that a warp's loads touch every bank as
 // often.
 //
-// Eight warps share a block; where there are few rows of b, `slices` of them share 16 rows, one
-// taking every slices-th stage, and add up in shared memory. A block goes through neighbouring
-// tiles, so that it seldom needs other rows of a. Limited by memory; the issue slots come next,
-// with about 2.5 instructions for a 4-bit code.
+// A warp has some stages on their way to registers, also while it finishes a tile: those of
+// the next. Eight warps share a block; where there are few rows of b, `slices` of them share 16
+// rows, one taking every slices-th stage; where rows of a are long or rows of b few, the blocks of
+// a cluster have a part of k each. Slices and parts are added up in ascending order, through shared
+// memory. A block goes through neighbouring tiles, so that it seldom needs other rows of a. Limited
+// by memory; the issue slots come next, with some three instructions for a 4-bit code.
 //
 // Source: PTX ISA, mma.m16n8k16.
 #include "kernels/quant_gemm/rows.cuh"
 
-#include "kernels/quant_gemm/decode.cuh"
-
-enum {
-    ROWS_THREADS = 256,
-    ROWS_WARPS = ROWS_THREADS / WARP_LANES,
-    ROWS_TILE = 16,        // rows of b
-    ROWS_STAGE_BYTES = 64, // of a row of b
-    ROWS_AHEAD = 4,        // stages in flight
-    ROWS_SHARED_MAX = 200 * 1024,
-    ROWS_LINE_EXTRA = 64, // bytes from one row of a to the next, beyond its terms
-};
-
-struct RowsArgs {
-    QuantRows given;
-    int slices;
-    int stages;      // of k
-    int line_words;  // from one row of a in shared memory to the next
-    int tile_sets;   // of ROWS_WARPS / slices tiles each, in one group
-    int block_shift; // columns of b's blocks; 31: one block
-};
-
-// ---- which tiles ----
-
-// Tile sets are counted group by group, for every chunk of rows of a.
-struct RowsPlace {
-    int group, first_row, rows; // of a; rows 0: past the end
-    int set;
-};
-
-static __device__ __forceinline__ int chunks_of_group(const GroupedGemm &g, int group, int rows_max)
-{
-    const int rows = group >= g.groups ? 0
-                     : g.group_rows    ? __ldg(g.group_rows + group)
-                                       : (int)g.rows_max;
-    return (rows + rows_max - 1) / rows_max;
-}
-
-// Warp: all chunks of rows.
-static __device__ __forceinline__ int count_chunks(const GroupedGemm &g, int rows_max)
-{
-    int chunks = 0;
-    for (int group = lane_index(); group < g.groups; group += WARP_LANES)
-        chunks += chunks_of_group(g, group, rows_max);
-    return __reduce_add_sync(WARP_ALL, chunks);
-}
-
-// Warp: the group that chunk `*number` lies in; *number becomes its number there.
-static __device__ __forceinline__ int find_chunk(const GroupedGemm &g, int rows_max, int *number)
-{
-    for (int first = 0; first < g.groups; first += WARP_LANES) {
-        const int chunks = chunks_of_group(g, first + lane_index(), rows_max);
-        int sum = chunks; // of this lane and those below
-#pragma unroll
-        for (int apart = 1; apart < WARP_LANES; apart *= 2) {
-            const int below = __shfl_up_sync(WARP_ALL, sum, apart);
-            sum += lane_index() >= apart ? below : 0;
-        }
-        const unsigned found = __ballot_sync(WARP_ALL, sum > *number);
-        if (found) {
-            const int lane = __ffs(found) - 1;
-            *number -= __shfl_sync(WARP_ALL, sum - chunks, lane);
-            return first + lane;
-        }
-        *number -= __shfl_sync(WARP_ALL, sum, WARP_LANES - 1);
-    }
-    return g.groups;
-}
-
-static __device__ __forceinline__ RowsPlace place_of(const RowsArgs &args, int rows_max,
-                                                     int64_t index)
-{
-    const GroupedGemm &g = args.given.work.frame;
-    RowsPlace p = {};
-    int chunk = (int)(index / args.tile_sets);
-    p.set = (int)(index - (int64_t)chunk * args.tile_sets);
-    p.group = find_chunk(g, rows_max, &chunk);
-    const int rows = g.group_rows ? __ldg(g.group_rows + p.group) : (int)g.rows_max;
-    p.first_row = (g.group_first ? __ldg(g.group_first + p.group) : 0) + chunk * rows_max;
-    p.rows = min(rows - chunk * rows_max, rows_max);
-    return p;
-}
+#include "kernels/quant_gemm/rows_tiles.cuh"
 
 // ---- rows of a ----
 
-// Eight neighbouring elements as bf16.
+// Eight neighbouring elements of a quantised row as bf16.
 static __device__ __forceinline__ uint4 load_eight(const QuantRows &q, int64_t row, int64_t column)
 {
     const QuantView &v = q.work.a;
-    if (!v.operand.quantised) // rows of k, which 8 divides
-        return *(const uint4 *)((const Bf16 *)v.operand.values + row * v.columns + column);
     uint32_t word[4];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -140,157 +60,192 @@ static __device__ __forceinline__ void place_eight(uint32_t *line, int64_t colum
     *(uint4 *)(stage + piece * 16 + t * 4) = x;
 }
 
+// The part's columns of the rows; 0 past the end of k.
 template <typename K>
 static __device__ __forceinline__ void stage_rows(const RowsArgs &args, const RowsPlace &p,
-                                                  uint32_t *lines)
+                                                  int part, uint32_t *lines)
 {
-    const int64_t k = args.given.work.frame.k;
-    const int eights = args.stages * K::stage / 8;
-    for (int i = threadIdx.x; i < 8 * K::row_sets * eights; i += ROWS_THREADS) {
-        const int row = i / eights, column = (i - row * eights) * 8;
-        uint4 x = make_uint4(0, 0, 0, 0);
-        if (row < p.rows && column < k)
-            x = load_eight(args.given, (int64_t)p.first_row + row, column);
-        place_eight<K>(lines + row * args.line_words, column, x);
-    }
+    constexpr int AT_ONCE = 4; // rows; what comes of others in shared memory is dropped
+    const int64_t k = args.given.work.frame.k, first = (int64_t)part * args.part_stages * K::stage;
+    const bool plain = !args.given.work.a.operand.quantised;
+    for (int column = threadIdx.x * 8; column < args.part_stages * K::stage;
+         column += ROWS_THREADS * 8)
+        for (int row = 0; row < p.rows; row += AT_ONCE) {
+            const int real = first + column < k ? p.rows - row : 0;
+            uint32_t *line = lines + row * args.line_words;
+            if (plain) {
+                const Bf16 *from = (const Bf16 *)args.given.work.a.operand.values +
+                                   ((int64_t)p.first_row + row) * k + first + column;
+                uint4 x[AT_ONCE];
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++)
+                    x[i] = i < real ? *(const uint4 *)(from + i * k) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++)
+                    place_eight<K>(line + i * args.line_words, column, x[i]);
+                continue;
+            }
+#pragma unroll 1
+            for (int i = 0; i < AT_ONCE; i++, line += args.line_words)
+                place_eight<K>(line, column,
+                               i < real ? load_eight(args.given, (int64_t)p.first_row + row + i,
+                                                     first + column)
+                                        : make_uint4(0, 0, 0, 0));
+        }
 }
 
 // ---- codes of b ----
-
-struct RowsScales { // of a lane's chunk
-    float scale[2], zero[2];
-};
 
 template <typename K> struct RowsChunk {
     uint4 codes;
     RowsScales scales;
 };
 
-// What a lane needs to find its chunks of one row of b.
+// A lane's chunks of rows g and g + 8 of a tile, as they come.
+template <typename K> struct RowsFlow {
+    const uint8_t *codes, *scales; // of row g, of its first chunk
+    int code_rows, scale_rows;     // bytes from row g to row g + 8
+    int stages; // that have columns for this lane; elsewhere any codes will do: a is 0 there
+    RowsLevels levels;
+    RowsChunk<K> chunk[K::ahead][2];
+};
+
+// In a matrix of scales; block: the first of the lane's.
+static __device__ __forceinline__ int64_t scale_place(const QuantView &v, int64_t row, int block)
+{
+    const int64_t block_row = v.block_rows == 1           ? row
+                              : v.block_rows == INT64_MAX ? 0
+                                                          : row / v.block_rows;
+    const QuantGrid grid = {v.operand.q.scale_layout, v.grid_rows, v.grid_columns};
+    return quant_scale_place(grid, block_row, block);
+}
+
+// Where lane t's first codes of a row lie, and their scales.
 struct RowsLine {
-    const uint8_t *codes;
-    int64_t scale_first, scale_step; // elements; swizzled: step 0
+    const uint8_t *codes, *scales;
 };
 
 template <typename K>
-static __device__ __forceinline__ RowsLine line_of(const RowsArgs &args, int group, int64_t row)
+static __device__ __forceinline__ RowsLine line_of(const RowsArgs &args, int group, int64_t row,
+                                                   int t)
 {
     const QuantView &v = args.given.work.b;
     const QTensor &q = v.operand.q;
     row = min(row, args.given.work.frame.n - 1); // what comes of rows that do not exist is dropped
     const int64_t all_row = group * v.matrix_rows + row;
-    RowsLine line;
+    int64_t at = all_row * v.code_columns / (K::four_bits ? 2 : 1) + t * 16;
     if (K::code == ROWS_INT4_TILED)
-        line.codes = (const uint8_t *)q.codes +
-                     (all_row / CODE_TILE_ROWS * (v.code_columns / CODE_TILE_COLUMNS) * 32 +
-                      row % CODE_TILE_ROWS * 4 + lane_index() % 4) *
-                         16;
-    else
-        line.codes = (const uint8_t *)q.codes + all_row * v.code_columns / (K::four_bits ? 2 : 1) +
-                     lane_index() % 4 * 16;
-    const int64_t block_row = v.block_rows == 1           ? row
-                              : v.block_rows == INT64_MAX ? 0
-                                                          : row / v.block_rows;
-    const int64_t first = group * v.scale_matrix, pair = q.scale_layout == SCALES_PAIRED ? 2 : 1;
-    line.scale_step = pair * v.grid_rows;
-    line.scale_first = first + pair * block_row;
-    if (q.scale_layout == SCALES_PLAIN) {
-        line.scale_first = first + block_row * v.grid_columns;
-        line.scale_step = 1;
-    } else if (q.scale_layout == SCALES_SWIZZLED) {
-        line.scale_first = first + quant_swizzled_place(v.grid_columns, block_row, 0);
-        line.scale_step = 0;
-    }
+        at = (all_row / CODE_TILE_ROWS * (v.code_columns / CODE_TILE_COLUMNS) * 32 +
+              row % CODE_TILE_ROWS * 4 + t) *
+             16;
+    RowsLine line = {(const uint8_t *)q.codes + at, (const uint8_t *)q.scales};
+    if (K::scale != ROWS_NO_SCALE)
+        line.scales +=
+            (group * v.scale_matrix + scale_place(v, row, t * K::chunk >> args.block_shift)) *
+            K::scale_bytes;
     return line;
 }
 
 template <typename K>
-static __device__ __forceinline__ float scale_at(const QTensor &q, int64_t index)
+static __device__ __forceinline__ RowsScales load_scales(const RowsArgs &args, const uint8_t *at)
 {
-    if (K::scale == ROWS_BF16)
-        return widen(((const Bf16 *)q.scales)[index]);
-    if (K::scale == ROWS_F32)
-        return ((const float *)q.scales)[index];
-    const uint32_t byte = ((const uint8_t *)q.scales)[index];
-    return K::scale == ROWS_E8M0 ? quant_mx_power(byte) : quant_of_e4m3(byte);
-}
-
-template <typename K>
-static __device__ __forceinline__ RowsScales load_scales(const RowsArgs &args, const RowsLine &line,
-                                                         int column)
-{
-    const QTensor &q = args.given.work.b.operand.q;
-    RowsScales s = {{1.0f, 1.0f}, {0.0f, 0.0f}};
-#pragma unroll
-    for (int sub = 0; sub < K::subs && K::scale != ROWS_NO_SCALE; sub++) {
-        const int block = (column + sub * 16) >> args.block_shift;
-        const int64_t index = line.scale_step == 0 ? line.scale_first + block / 4 * 512 + block % 4
-                                                   : line.scale_first + block * line.scale_step;
-        s.scale[sub] = scale_at<K>(q, index);
-        if (K::scale != ROWS_BF16 || !q.rule.has_zeros)
-            continue;
-        if (q.rule.zero_dtype == DTYPE_I8)
-            s.zero[sub] = q.rule.method == QUANT_ZERO_POINT_CT
-                              ? (float)((const int8_t *)q.zeros)[index]
-                              : 0.0f;
-        else
-            s.zero[sub] = widen(q.zeros ? ((const Bf16 *)q.zeros)[index]
-                                        : ((const Bf16 *)q.scales)[index + 1]);
+    RowsScales s = {};
+    if (K::scale == ROWS_BF16) {
+        s.scale = __ldg((const uint16_t *)at);
+        s.zero = __ldg((const uint16_t *)(at + args.zero_distance));
+    } else if (K::scale == ROWS_BF16_WHOLE) {
+        const QTensor &q = args.given.work.b.operand.q;
+        const int64_t index = (at - (const uint8_t *)q.scales) / 2;
+        s.scale = __ldg((const uint16_t *)at);
+        s.zero = (uint32_t)(int32_t)__ldg((const int8_t *)q.zeros + index);
+    } else if (K::scale == ROWS_F32) {
+        s.scale = __ldg((const uint32_t *)at);
+    } else if (K::scale == ROWS_E4M3_SCALE) { // of 16 columns each
+        s.scale = __ldg((const uint16_t *)at);
+    } else if (K::scale == ROWS_E8M0) {
+        s.scale = __ldg(at);
     }
     return s;
 }
 
-template <typename K>
-static __device__ __forceinline__ RowsChunk<K> load_chunk(const RowsArgs &args,
-                                                          const RowsLine &line, int stage)
+// Codes are read once: they leave no trace in the L1.
+static __device__ __forceinline__ uint4 load_codes(const uint8_t *from)
 {
-    RowsChunk<K> chunk;
-    int column = stage * K::stage;
-    int64_t at = (int64_t)stage * ROWS_STAGE_BYTES;
-    if (K::code == ROWS_INT4_TILED) { // padded to whole stages; blocks are whole stages, too
-        at = (int64_t)stage * 512;
-    } else {
-        column += lane_index() % 4 * K::chunk;
-        if (column >= args.given.work.frame.k) { // any codes will do: a is 0 there
-            column = 0;
-            at = -(lane_index() % 4 * 16);
-        }
-    }
-    chunk.codes = __ldg((const uint4 *)(line.codes + at));
-    chunk.scales = load_scales<K>(args, line, column);
-    return chunk;
+    uint4 x;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(from));
+    return x;
+}
+
+template <typename K>
+static __device__ __forceinline__ void load_chunks(const RowsArgs &args, const RowsFlow<K> &flow,
+                                                   int stage, RowsChunk<K> (&chunk)[2])
+{
+    constexpr int STEP = K::code == ROWS_INT4_TILED ? 32 * 16 : ROWS_STAGE_BYTES;
+    const int at = stage < flow.stages ? stage : 0;
+    const int scale_at = (at >> args.far_shift) * args.far + (at & args.near_mask) * args.near;
+    const uint8_t *codes = flow.codes + at * STEP, *scales = flow.scales + scale_at;
+    chunk[0].codes = load_codes(codes);
+    chunk[1].codes = load_codes(codes + flow.code_rows);
+    chunk[0].scales = load_scales<K>(args, scales);
+    chunk[1].scales = load_scales<K>(args, scales + flow.scale_rows);
+}
+
+// The first stages of a tile set out.
+template <typename K>
+static __device__ __forceinline__ void flow_begin(const RowsArgs &args, const RowsShare &share,
+                                                  int group, int64_t first_n, RowsFlow<K> *flow)
+{
+    const int64_t k = args.given.work.frame.k, first_column = lane_index() % 4 * K::chunk;
+    flow->stages = K::code == ROWS_INT4_TILED // padded to whole stages
+                       ? args.stages
+                       : (int)max((k - first_column + K::stage - 1) / K::stage, (int64_t)0);
+    const int64_t row = first_n + lane_index() / 4;
+    const int t = flow->stages > 0 ? lane_index() % 4 : 0;
+    const RowsLine line = line_of<K>(args, group, row, t);
+    const RowsLine line_8 = line_of<K>(args, group, row + 8, t);
+    flow->codes = line.codes;
+    flow->scales = line.scales;
+    flow->code_rows = (int)(line_8.codes - line.codes);
+    flow->scale_rows = (int)(line_8.scales - line.scales);
+    flow->levels = levels_of(args.given.work.b, group);
+#pragma unroll
+    for (int i = 0; i < K::ahead; i++)
+        if (share.first + i * args.slices < share.end)
+            load_chunks<K>(args, *flow, share.first + i * args.slices, flow->chunk[i]);
 }
 
 // ---- a tile ----
 
-// One stage of rows g and g + 8 of b with the rows of a.
-template <typename K>
+// One stage of rows g and g + 8 of b with the rows of a; line: of row g, at the stage.
+template <typename K, int SETS>
 static __device__ __forceinline__ void
-multiply_stage(const RowsArgs &args, const RowsChunk<K> (&chunk)[2], int stage,
-               const uint32_t *lines, float tensor, float (&sum)[K::row_sets][4])
+multiply_stage(const RowsArgs &args, const RowsChunk<K> (&chunk)[2], const RowsLevels &levels,
+               const uint32_t *line, float (&sum)[K::row_sets][4])
 {
-    const uint32_t *line =
-        lines + lane_index() / 4 * args.line_words + stage * K::stage_words + lane_index() % 4 * 4;
+    constexpr int PIECES = K::chunk / 8;
+    RowsFactors factors[2];
 #pragma unroll
-    for (int piece = 0; piece < K::chunk / 8; piece++) {
+    for (int piece = 0; piece < PIECES; piece++) {
         uint32_t x[2][4]; // four pairs of each row of b
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const RowsScales &s = chunk[r].scales;
-            const int sub = K::subs == 2 ? piece / 2 : 0;
             if constexpr (K::four_bits) {
-                decode_four_bits<K>(args.given.work.b, word_of(chunk[r].codes, piece), s.scale[sub],
-                                    s.zero[sub], tensor, x[r]);
+                if (piece % (PIECES / K::subs) == 0)
+                    factors[r] = factors_of<K>(levels, s, args.zero_mask, piece * K::subs / PIECES);
+                decode_four_bits<K>(word_of(chunk[r].codes, piece), factors[r], x[r]);
             } else {
+                const float scale = byte_scale<K>(s), zero = byte_zero<K>(s);
                 uint32_t low[2], high[2];
-                decode_bytes<K>(word_of(chunk[r].codes, 2 * piece), s.scale[0], s.zero[0], low);
-                decode_bytes<K>(word_of(chunk[r].codes, 2 * piece + 1), s.scale[0], s.zero[0],
-                                high);
+                decode_bytes<K>(word_of(chunk[r].codes, 2 * piece), scale, zero, low);
+                decode_bytes<K>(word_of(chunk[r].codes, 2 * piece + 1), scale, zero, high);
                 x[r][0] = low[0], x[r][1] = low[1], x[r][2] = high[0], x[r][3] = high[1];
             }
         }
 #pragma unroll
-        for (int set = 0; set < K::row_sets; set++) {
+        for (int set = 0; set < SETS; set++) {
             const uint4 y = *(const uint4 *)(line + set * 8 * args.line_words + piece * 16);
             ptx_mma_warp(sum[set], x[0][0], x[1][0], x[0][1], x[1][1], y.x, y.y);
             ptx_mma_warp(sum[set], x[0][2], x[1][2], x[0][3], x[1][3], y.z, y.w);
@@ -298,29 +253,27 @@ multiply_stage(const RowsArgs &args, const RowsChunk<K> (&chunk)[2], int stage,
     }
 }
 
-template <typename K>
-static __device__ __forceinline__ void
-multiply_tile(const RowsArgs &args, const RowsPlace &p, int64_t first_n, int slice,
-              const uint32_t *lines, float (&sum)[K::row_sets][4])
+template <typename K, int SETS>
+static __device__ __forceinline__ void multiply_tile(const RowsArgs &args, const RowsShare &share,
+                                                     const uint32_t *lines, RowsFlow<K> *flow,
+                                                     float (&sum)[K::row_sets][4])
 {
-    const int g = lane_index() / 4;
-    const RowsLine line[2] = {line_of<K>(args, p.group, first_n + g),
-                              line_of<K>(args, p.group, first_n + g + 8)};
-    const float tensor = view_tensor_scale(args.given.work.b, p.group);
-    for (int first = slice; first < args.stages; first += args.slices * ROWS_AHEAD) {
-        RowsChunk<K> chunk[ROWS_AHEAD][2];
+    const uint32_t *line = lines + lane_index() / 4 * args.line_words + lane_index() % 4 * 4;
+    const int part_first = share.part * args.part_stages;
+    for (int first = share.first; first < share.end; first += args.slices * K::ahead)
 #pragma unroll
-        for (int i = 0; i < ROWS_AHEAD; i++) {
-            const int stage = min(first + i * args.slices, args.stages - 1);
-            chunk[i][0] = load_chunk<K>(args, line[0], stage);
-            chunk[i][1] = load_chunk<K>(args, line[1], stage);
+        for (int i = 0; i < K::ahead; i++) {
+            const int stage = first + i * args.slices, next = stage + K::ahead * args.slices;
+            if (stage >= share.end)
+                break;
+            multiply_stage<K, SETS>(args, flow->chunk[i], flow->levels,
+                                    line + (stage - part_first) * K::stage_words, sum);
+            if (next < share.end)
+                load_chunks<K>(args, *flow, next, flow->chunk[i]);
         }
-#pragma unroll
-        for (int i = 0; i < ROWS_AHEAD; i++)
-            if (first + i * args.slices < args.stages)
-                multiply_stage<K>(args, chunk[i], first + i * args.slices, lines, tensor, sum);
-    }
 }
+
+// ---- out of a tile ----
 
 static __device__ __forceinline__ float rows_factor(const QuantFactors &f, int64_t at)
 {
@@ -350,30 +303,35 @@ static __device__ __forceinline__ void store_one(const QuantRows &q, const RowsP
         ((float *)g.c)[at] = g.accumulate ? __fadd_rn(((float *)g.c)[at], sum) : sum;
 }
 
-// Adds up the slices of each tile; part [warps][row sets][32 lanes][4].
+// Adds up slices and parts of each tile; sums [warps][row sets][32 lanes][4], which the next tile
+// leaves alone. The blocks of a cluster share the elements.
 template <typename K>
 static __device__ __forceinline__ void add_slices(const RowsArgs &args, const RowsPlace &p,
-                                                  float *part, const float (&sum)[K::row_sets][4])
+                                                  int part, float *sums,
+                                                  const float (&sum)[K::row_sets][4])
 {
     constexpr int SUMS = K::row_sets * WARP_LANES * 4; // of a warp
     const int warp = threadIdx.x / WARP_LANES;
 #pragma unroll
     for (int set = 0; set < K::row_sets; set++)
-        *(float4 *)(part + warp * SUMS + (set * WARP_LANES + lane_index()) * 4) =
+        *(float4 *)(sums + warp * SUMS + (set * WARP_LANES + lane_index()) * 4) =
             make_float4(sum[set][0], sum[set][1], sum[set][2], sum[set][3]);
-    __syncthreads();
-    const int tiles = ROWS_WARPS / args.slices;
-    for (int i = threadIdx.x; i < tiles * SUMS; i += ROWS_THREADS) {
+    cluster_wait(args.parts);
+    const int tiles = ROWS_WARPS / args.slices, step = ROWS_THREADS * args.parts;
+    for (int i = (int)threadIdx.x + part * ROWS_THREADS; i < tiles * SUMS; i += step) {
         const int tile = i / SUMS, at = i % SUMS;
-        float total = 0;
-        for (int slice = 0; slice < args.slices; slice++)
-            total += part[(tile * args.slices + slice) * SUMS + at];
         const int lane = at / 4 % WARP_LANES, e = at % 4;
         const int row = at / (4 * WARP_LANES) * 8 + lane % 4 * 2 + e % 2;
+        if (row >= p.rows)
+            continue;
+        const float *from = sums + tile * args.slices * SUMS + at;
+        float total = 0;
+        for (int slice = 0; slice < args.slices; slice++, from += SUMS)
+            for (int other = 0; other < args.parts; other++)
+                total += args.parts == 1 ? *from : cluster_read(from, other);
         store_one(args.given, p, row,
                   ((int64_t)p.set * tiles + tile) * ROWS_TILE + lane / 4 + e / 2 * 8, total);
     }
-    __syncthreads();
 }
 
 template <typename K>
@@ -381,34 +339,57 @@ __global__ void __launch_bounds__(ROWS_THREADS, 2)
     quant_rows_kernel(const __grid_constant__ RowsArgs args)
 {
     extern __shared__ __align__(16) uint32_t lines[];
-    float *part = (float *)(lines + 8 * K::row_sets * args.line_words);
-    constexpr int ROWS_MAX = 8 * K::row_sets;
+    constexpr int ROWS_MAX = 8 * K::row_sets, SUMS = ROWS_WARPS * K::row_sets * WARP_LANES * 4;
+    float *sums = (float *)(lines + ROWS_MAX * args.line_words); // [2][SUMS], taken in turn
     const GroupedGemm &g = args.given.work.frame;
-    const int64_t all = (int64_t)count_chunks(g, ROWS_MAX) * args.tile_sets;
-    const int64_t end = all * (blockIdx.x + 1) / gridDim.x;
     const int warp = threadIdx.x / WARP_LANES, tiles = ROWS_WARPS / args.slices;
+    const RowsShare share = share_of(args, warp, args.parts == 1 ? 0 : cluster_part());
+    const int64_t clusters = gridDim.x / args.parts, cluster = blockIdx.x / args.parts;
+    const int64_t all = (int64_t)count_chunks(g, ROWS_MAX) * args.tile_sets;
+    const int end = (int)(all * (cluster + 1) / clusters);
+    int index = (int)(all * cluster / clusters);
     int staged_row = -1;
-    for (int64_t index = all * blockIdx.x / gridDim.x; index < end; index++) {
-        const RowsPlace p = place_of(args, ROWS_MAX, index);
+    RowsFlow<K> flow;
+    RowsPlace p = {};
+    if (index < end) {
+        p = place_of(args, ROWS_MAX, index);
+        flow_begin<K>(args, share, p.group,
+                      ((int64_t)p.set * tiles + warp / args.slices) * ROWS_TILE, &flow);
+    }
+    for (int turn = 0; index < end; turn ^= 1) {
         if (p.first_row != staged_row) {
             __syncthreads();
-            stage_rows<K>(args, p, lines);
+            stage_rows<K>(args, p, share.part, lines);
             __syncthreads();
             staged_row = p.first_row;
         }
-        const int64_t first_n = ((int64_t)p.set * tiles + warp / args.slices) * ROWS_TILE;
         float sum[K::row_sets][4] = {};
-        if (first_n < g.n)
-            multiply_tile<K>(args, p, first_n, warp % args.slices, lines, sum);
-        if (args.slices > 1) {
-            add_slices<K>(args, p, part, sum);
+        if (K::row_sets == 1 || p.rows <= 8)
+            multiply_tile<K, 1>(args, share, lines, &flow, sum);
+        else
+            multiply_tile<K, K::row_sets>(args, share, lines, &flow, sum);
+        if (K::scale == ROWS_E4M3_SCALE)
+#pragma unroll
+            for (int i = 0; i < 4 * K::row_sets; i++)
+                sum[i / 4][i % 4] *= flow.levels.after;
+        const RowsPlace done = p;
+        if (++index < end) {
+            p = next_place(args, ROWS_MAX, index, p);
+            flow_begin<K>(args, share, p.group,
+                          ((int64_t)p.set * tiles + warp / args.slices) * ROWS_TILE, &flow);
+        }
+        if (args.slices * args.parts > 1) {
+            add_slices<K>(args, done, share.part, sums + turn * SUMS, sum);
             continue;
         }
+        const int64_t n = ((int64_t)done.set * ROWS_WARPS + warp) * ROWS_TILE + lane_index() / 4;
 #pragma unroll
         for (int i = 0; i < 4 * K::row_sets; i++)
-            store_one(args.given, p, i / 4 * 8 + lane_index() % 4 * 2 + i % 2,
-                      first_n + lane_index() / 4 + i / 2 % 2 * 8, sum[i / 4][i % 4]);
+            store_one(args.given, done, i / 4 * 8 + lane_index() % 4 * 2 + i % 2, n + i / 2 % 2 * 8,
+                      sum[i / 4][i % 4]);
     }
+    if (args.parts > 1)
+        cluster_wait(args.parts); // until nobody reads this block's sums
 }
 
 // ---- host ----
@@ -428,11 +409,12 @@ typedef struct RowsRow {
             RowsKind<code, scale, 1>::stage                                                        \
     }
 static const RowsRow rows_table[] = {
-    ROWS_ROW(ROWS_INT4, ROWS_BF16),     ROWS_ROW(ROWS_INT4_TILED, ROWS_BF16),
-    ROWS_ROW(ROWS_E2M1, ROWS_E8M0),     ROWS_ROW(ROWS_E2M1, ROWS_E4M3_SCALE),
-    ROWS_ROW(ROWS_INT8, ROWS_NO_SCALE), ROWS_ROW(ROWS_INT8, ROWS_BF16),
-    ROWS_ROW(ROWS_E4M3, ROWS_F32),      ROWS_ROW(ROWS_E4M3, ROWS_E8M0),
-    ROWS_ROW(ROWS_E4M3, ROWS_NO_SCALE),
+    ROWS_ROW(ROWS_INT4, ROWS_BF16),       ROWS_ROW(ROWS_INT4_TILED, ROWS_BF16),
+    ROWS_ROW(ROWS_E2M1, ROWS_E8M0),       ROWS_ROW(ROWS_E2M1, ROWS_E4M3_SCALE),
+    ROWS_ROW(ROWS_INT8, ROWS_NO_SCALE),   ROWS_ROW(ROWS_INT8, ROWS_BF16),
+    ROWS_ROW(ROWS_E4M3, ROWS_F32),        ROWS_ROW(ROWS_E4M3, ROWS_E8M0),
+    ROWS_ROW(ROWS_E4M3, ROWS_NO_SCALE),   ROWS_ROW(ROWS_INT8, ROWS_BF16_WHOLE),
+    ROWS_ROW(ROWS_INT4, ROWS_BF16_WHOLE),
 };
 
 static bool power_of_two(int64_t value)
@@ -460,12 +442,20 @@ static const RowsRow *row_of(const QuantRows *args)
                 : rule->scale_dtype == DTYPE_F32     ? ROWS_F32
                 : rule->scale_dtype == DTYPE_F8_E4M3 ? ROWS_E4M3_SCALE
                                                      : ROWS_E8M0;
+    if (code == ROWS_INT8 && scaled && rule->has_zeros && rule->zero_dtype != DTYPE_I8)
+        return NULL;
+    if (scale == ROWS_BF16 && rule->method == QUANT_ZERO_POINT_CT) {
+        if (!rule->has_zeros || rule->zero_dtype != DTYPE_I8)
+            return NULL;
+        scale = ROWS_BF16_WHOLE;
+    }
     const int least = scale == ROWS_E4M3_SCALE                 ? 16
                       : tiled                                  ? 128
                       : code == ROWS_INT8 || code == ROWS_E4M3 ? 16
                                                                : 32;
-    if (scaled &&
-        (b->block_columns < least || (rule->block_columns && !power_of_two(b->block_columns))))
+    const int most = scale == ROWS_E4M3_SCALE ? 16 : INT32_MAX; // a chunk has two scales
+    if (scaled && (b->block_columns < least || b->block_columns > most ||
+                   (rule->block_columns && !power_of_two(b->block_columns))))
         return NULL;
     for (size_t i = 0; i < COUNT_OF(rows_table); i++)
         if (rows_table[i].code == code && rows_table[i].scale == scale)
@@ -473,26 +463,79 @@ static const RowsRow *row_of(const QuantRows *args)
     return NULL;
 }
 
+// Where the scales of stages lie (RowsArgs); false: not so.
+static bool plan_scales(const QuantView *b, int stage_columns, RowsScale scale, RowsArgs *plan)
+{
+    const QTensor *q = &b->operand.q;
+    const int64_t bytes = rows_scale_bytes(scale);
+    const bool swizzled = q->scale_layout == SCALES_SWIZZLED;
+    int64_t step = q->scale_layout == SCALES_PLAIN ? 1 : b->grid_rows; // from block to block
+    step *= q->scale_layout == SCALES_PAIRED ? 2 : 1;
+    plan->block_shift = 31;
+    if (scale == ROWS_NO_SCALE || q->rule.block_columns == 0)
+        return true;
+    for (int shift = 0; shift < 31; shift++)
+        if (b->block_columns == (int64_t)1 << shift)
+            plan->block_shift = shift;
+    const int64_t blocks = stage_columns / b->block_columns; // of a stage
+    if (scale == ROWS_E4M3_SCALE && !swizzled && step != 1)
+        return false;
+    if (!swizzled) {
+        while (b->block_columns > (int64_t)stage_columns << plan->far_shift)
+            plan->far_shift++;
+        plan->far = (int)(step * (blocks > 1 ? blocks : 1) * bytes);
+        return b->grid_rows * b->grid_columns * 8 <= INT32_MAX;
+    }
+    plan->far = 512; // tiles of 4 blocks of 128 rows
+    if (blocks == 2) {
+        plan->far_shift = plan->near_mask = 1;
+        plan->near = 2;
+    } else {
+        plan->far *= (int)blocks / 4;
+    }
+    return blocks >= 2 && bytes == 1 && b->grid_columns < 1 << 20;
+}
+
+// Shared memory with that many parts.
+static int plan_parts(const GroupedGemm *g, int stage_columns, int parts, int row_sets,
+                      RowsArgs *plan)
+{
+    plan->parts = parts;
+    plan->part_stages = (plan->stages + parts - 1) / parts;
+    const int64_t line_bytes = (int64_t)plan->part_stages * stage_columns * 2 + ROWS_LINE_EXTRA;
+    const int64_t sums_bytes = 2 * ROWS_WARPS * WARP_LANES * 16;
+    const int64_t bytes = row_sets * (8 * line_bytes + sums_bytes);
+    plan->line_words = (int)(line_bytes / 4);
+    return (int)(bytes < INT32_MAX ? bytes : INT32_MAX);
+}
+
 static RowsArgs plan_of(const QuantRows *args, const RowsRow *row, int *shared_bytes, int *row_sets)
 {
     const GroupedGemm *g = &args->work.frame;
-    const QuantView *b = &args->work.b;
     RowsArgs plan = {};
     plan.given = *args;
     plan.stages = (int)((g->k + row->stage - 1) / row->stage);
-    plan.line_words = (plan.stages * row->stage * 2 + ROWS_LINE_EXTRA) / 4;
-    plan.block_shift = 31;
-    for (int shift = 0; shift < 31 && b->operand.q.rule.block_columns; shift++)
-        if (b->block_columns == (int64_t)1 << shift)
-            plan.block_shift = shift;
-    *row_sets = g->rows_max <= 8 || 16 * plan.line_words * 4 > ROWS_SHARED_MAX ? 1 : 2;
-    *shared_bytes = 8 * *row_sets * plan.line_words * 4 + ROWS_WARPS * *row_sets * WARP_LANES * 16;
+    const QTensor *q = &args->work.b.operand.q;
+    if (row->scale == ROWS_BF16 && q->rule.has_zeros && q->rule.zero_dtype == DTYPE_BF16) {
+        plan.zero_mask = 0xFFFF;
+        plan.zero_distance = q->zeros ? (const uint8_t *)q->zeros - (const uint8_t *)q->scales : 2;
+    }
     // Groups that can have rows, times tiles: as many warps as the GPU runs at once.
     const int64_t rows = g->rows_expected > 0 ? g->rows_expected : g->rows_max;
     const int64_t groups = rows < g->groups ? rows : g->groups;
     const int64_t tiles = groups * ((g->n + ROWS_TILE - 1) / ROWS_TILE);
+    const int64_t warps = (int64_t)cuda_processors() * 15;
+    *row_sets = g->rows_max <= 8 ? 1 : 2;
+    int parts = 1;
+    *shared_bytes = plan_parts(g, row->stage, parts, *row_sets, &plan);
+    while (parts < ROWS_PARTS_MAX &&
+           (*shared_bytes > ROWS_SHARED_HALF ||
+            (tiles * ROWS_WARPS * parts * 2 <= warps && plan.part_stages > ROWS_WARPS * 2)))
+        *shared_bytes = plan_parts(g, row->stage, parts *= 2, *row_sets, &plan);
+    if (*shared_bytes > ROWS_SHARED_MAX && *row_sets == 2)
+        *shared_bytes = plan_parts(g, row->stage, parts, *row_sets = 1, &plan);
     plan.slices = 1;
-    while (plan.slices < ROWS_WARPS && tiles * plan.slices < (int64_t)cuda_processors() * 16)
+    while (plan.slices < ROWS_WARPS && tiles * plan.slices * parts < warps)
         plan.slices *= 2;
     const int64_t set_rows = ROWS_TILE * ROWS_WARPS / plan.slices;
     plan.tile_sets = (int)((g->n + set_rows - 1) / set_rows);
@@ -509,24 +552,40 @@ bool quant_rows_suits(const QuantRows *args)
     if (!row)
         return false;
     int shared_bytes, row_sets;
-    plan_of(args, row, &shared_bytes, &row_sets);
+    RowsArgs plan = plan_of(args, row, &shared_bytes, &row_sets);
     const uintptr_t addresses =
         (uintptr_t)b->operand.q.codes | (a->operand.quantised ? 0 : (uintptr_t)a->operand.values);
     const int64_t unit = row->code == ROWS_INT4_TILED ? 8 : row->stage / 4;
-    return g->k % unit == 0 && addresses % 16 == 0 && shared_bytes <= 227 * 1024 && g->k < 1 << 20;
+    return g->k % unit == 0 && addresses % 16 == 0 && (uintptr_t)b->operand.q.scales % 4 == 0 &&
+           shared_bytes <= ROWS_SHARED_MAX && g->k < 1 << 20 &&
+           (g->rows_max / 8 + g->groups) * plan.tile_sets <= INT32_MAX &&
+           plan_scales(b, row->stage, row->scale, &plan);
 }
 
 void quant_rows(const QuantRows *args, cudaStream_t stream)
 {
     const RowsRow *row = row_of(args);
     int shared_bytes, row_sets;
-    const RowsArgs plan = plan_of(args, row, &shared_bytes, &row_sets);
+    RowsArgs plan = plan_of(args, row, &shared_bytes, &row_sets);
+    CHECK_RULE(plan_scales(&args->work.b, row->stage, row->scale, &plan));
     const RowsKernel kernel = row->kernel[row_sets - 1];
     CHECK_CUDA(cudaFuncSetAttribute((const void *)kernel,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const GroupedGemm *g = &args->work.frame;
     const int64_t most = (g->rows_max / 8 + g->groups) * (int64_t)plan.tile_sets;
-    const unsigned grid = cuda_grid(most, shared_bytes <= 110 * 1024 ? 2 : 1);
-    kernel<<<grid, ROWS_THREADS, (size_t)shared_bytes, stream>>>(plan);
+    const unsigned clusters = // two clusters' blocks on as many multiprocessors
+        cuda_grid(most * plan.parts, shared_bytes <= ROWS_SHARED_HALF ? 2 : 1) / plan.parts;
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = (unsigned)plan.parts;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t launch = {};
+    launch.gridDim = dim3((clusters > 0 ? clusters : 1) * plan.parts);
+    launch.blockDim = dim3(ROWS_THREADS);
+    launch.dynamicSmemBytes = (size_t)shared_bytes;
+    launch.stream = stream;
+    launch.attrs = &cluster;
+    launch.numAttrs = plan.parts > 1 ? 1 : 0;
+    CHECK_CUDA(cudaLaunchKernelEx(&launch, kernel, plan));
     CHECK_CUDA(cudaGetLastError());
 }
