@@ -99,27 +99,62 @@ KernelCost rows_amax_cost(const RowsAmax *args)
 
 // ---- cast ----
 
-static void cast_group(const GroupCast *args, int group, int64_t row)
+// The columns of `to` under one scale of each row: a group's, or a block's.
+typedef struct Span {
+    int64_t first, end;
+} Span;
+
+static int64_t spans_of(const GroupCast *args)
+{
+    int block = args->to.rule.block_columns;
+    return block ? smaller(aligned(*args->rows_total), args->to.columns) / block : args->groups;
+}
+
+static Span span_at(const GroupCast *args, int64_t index)
+{
+    int block = args->to.rule.block_columns;
+    if (block)
+        return (Span){index * block, (index + 1) * block};
+    int64_t first = args->group_first[index];
+    return (Span){first, smaller(first + aligned(args->group_rows[index]), args->to.columns)};
+}
+
+// The row of the values that becomes a column of the codes; -1: padding.
+static int64_t cast_source(const GroupCast *args, int64_t column)
+{
+    if (column >= *args->rows_total || args->row_map[column] < 0)
+        return -1;
+    return args->mapped ? args->row_map[column] : column;
+}
+
+static float cast_value(const GroupCast *args, int64_t source, int64_t row)
+{
+    return cpu_load(args->values, args->to.input, source * args->to.rows + row);
+}
+
+static void cast_span(const GroupCast *args, int64_t index, int64_t row)
 {
     const QTensor *q = &args->to;
     const QuantMethodRow *method = quant_method(q->rule.method);
     QuantContext context = {.rule = q->rule, .input = q->input, .tensor_scale = 1.0f};
-    int64_t first = args->group_first[group], count = args->group_columns[group];
+    Span span = span_at(args, index);
     uint32_t most = 0;
-    for (int64_t i = 0; i < count; i++) {
-        uint32_t bits =
-            format_f32_magnitude(cpu_load(args->values, q->input, row * q->columns + first + i));
+    for (int64_t column = span.first; column < span.end; column++) {
+        int64_t source = cast_source(args, column);
+        uint32_t bits = source < 0 ? 0 : format_f32_magnitude(cast_value(args, source, row));
         most = bits > most ? bits : most;
     }
     float amax = most > FORMAT_F32_INFINITY ? NAN : format_f32_value(most);
     QuantBlock block = method->choose(&context, (QuantStatistics){amax, -amax, amax});
-    quant_store_bits(q->scales, q->rule.scale_dtype, group * q->rows + row, block.scale_bits);
-    uint8_t *codes = (uint8_t *)q->codes + row * q->columns + first;
-    int64_t end = smaller(aligned(count), q->columns - first);
-    for (int64_t i = 0; i < end; i++) {
-        float value =
-            i < count ? cpu_load(args->values, q->input, row * q->columns + first + i) : 0.0f;
-        codes[i] = i < count ? (uint8_t)method->encode(&context, &block, value) : 0;
+    int64_t scale =
+        q->rule.block_columns ? qtensor_scale_index(q, 0, row, index) : index * q->rows + row;
+    quant_store_bits(q->scales, q->rule.scale_dtype, scale, block.scale_bits);
+    uint8_t *codes = (uint8_t *)q->codes + row * q->columns;
+    for (int64_t column = span.first; column < span.end; column++) {
+        int64_t source = cast_source(args, column);
+        codes[column] =
+            source < 0 ? 0
+                       : (uint8_t)method->encode(&context, &block, cast_value(args, source, row));
     }
 }
 
@@ -127,13 +162,12 @@ void group_cast_cpu(const GroupCast *args, Stream stream)
 {
     (void)stream;
     const QTensor *q = &args->to;
-    CHECK_RULE(q->rule.method == QUANT_SYMMETRIC && q->rule.block_rows == 1 &&
-               q->rule.block_columns == 0 && q->code_layout == CODES_BYTES);
-    for (int group = 0; group < args->groups; group++) {
+    CHECK_RULE(q->rule.block_rows == 1 && q->code_layout == CODES_BYTES && !q->rule.has_zeros &&
+               q->scale_layout == SCALES_PLAIN && q->columns % EXPERT_TERMS_ALIGN == 0);
+    int64_t spans = spans_of(args);
 #pragma omp parallel for schedule(static)
-        for (int64_t row = 0; row < q->rows; row++)
-            cast_group(args, group, row);
-    }
+    for (int64_t i = 0; i < spans * q->rows; i++)
+        cast_span(args, i / q->rows, i % q->rows);
 }
 
 KernelCost group_cast_cost(const GroupCast *args)

@@ -14,7 +14,7 @@ enum { EXPERT_TERMS_ALIGN = 128 }; // quant_gemm.h, sums_over_groups
 
 // to[m, c, r] = from[m, r, c]. With a row_map: one matrix of expert rows; rows of padding become
 // zeros, up to the multiple of EXPERT_TERMS_ALIGN behind rows_total, or to_columns if that is less;
-// nothing is written beyond.
+// nothing is written beyond. CPU only: casts on a GPU transpose by themselves.
 typedef struct RowsTranspose {
     int64_t matrices, rows, columns; // of from
     DType dtype;
@@ -39,16 +39,19 @@ typedef struct RowsAmax {
 } RowsAmax;
 KERNEL_DECLARE(rows_amax, RowsAmax);
 
-// A rule whose block is a whole row, applied to each group of columns by itself: scales [groups,
-// rows]. Codes from a group's end to the next multiple of EXPERT_TERMS_ALIGN become 0; values there
-// are not read. An empty group's scales are those of zeros. Bytes of quantise() for each group's
-// columns alone; rules of QUANT_SYMMETRIC with codes of one byte.
+// Expert rows, transposed and quantised along the rows of each group: a column of the values is a
+// row of `to`. A block that is a whole row is a group's part of it, scales are then [groups, rows];
+// other blocks do not cross groups. Codes of padding are 0, and an empty group's scales those of
+// zeros. For each group, the bytes of quantise() of its own columns, zeros up to a whole block.
 typedef struct GroupCast {
-    const void *values; // [rows, columns] of to.input
+    const void *values;        // [.., to.rows] of to.input
+    const int32_t *row_map;    // [rows]
+    bool mapped;               // as in RowsTranspose
+    const int32_t *rows_total; // [1]
     int groups;
-    const int32_t *group_first,
-        *group_columns; // [groups] device; first: multiples of the alignment
-    QTensor to;         // [rows, columns], with room for all scales
+    const int32_t *group_first, *group_rows; // [groups] device; first: multiples of the alignment
+    QTensor to; // [columns of the values, at least rows_total], with room for all scales; columns a
+                // multiple of the alignment, scales plain, codes of one byte
 } GroupCast;
 KERNEL_DECLARE(group_cast, GroupCast);
 

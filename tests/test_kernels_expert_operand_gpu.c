@@ -43,27 +43,7 @@ static Rows rows_make(Twins *twins)
     return rows;
 }
 
-static Twin transposed(Twins *twins, const Rows *rows, DType dtype, int64_t columns)
-{
-    Twin from = twin_normals(twins, SOURCES * columns, dtype, 1.5f);
-    Twin to = twin_create(twins, columns * rows->terms, dtype_bytes(dtype, 1));
-    for (int cuda = 0; cuda < 2; cuda++)
-        rows_transpose(&(RowsTranspose){.matrices = 1,
-                                        .rows = rows->rows_max,
-                                        .columns = columns,
-                                        .dtype = dtype,
-                                        .from = cuda ? from.device : from.host,
-                                        .row_map = cuda ? rows->map.device : rows->map.host,
-                                        .mapped = true,
-                                        .rows_total = cuda ? rows->total.device : rows->total.host,
-                                        .to_columns = rows->terms,
-                                        .to = cuda ? to.device : to.host},
-                       cuda ? twins->cuda : twins->cpu);
-    twin_expect_same(twins, &to, dtype, "transposed");
-    return to;
-}
-
-static void transpose_and_amax(void **state)
+static void amax_of_rows(void **state)
 {
     (void)state;
     Twins twins = twins_create();
@@ -73,32 +53,17 @@ static void transpose_and_amax(void **state)
         snprintf(twins.text, sizeof(twins.text), "%s, %lld columns", dtype_row(dtype)->name,
                  (long long)columns);
         Rows rows = rows_make(&twins);
-        transposed(&twins, &rows, dtype, columns);
-        Twin values = twin_normals(&twins, 3 * columns * 70, dtype, 1.0f);
-        Twin to = twin_create(&twins, 3 * columns * 70, dtype_bytes(dtype, 1));
         Twin amax = twin_integer(&twins, 0);
         Twin expert_rows = twin_normals(&twins, rows.rows_max * columns, dtype, 1.0f);
-        for (int cuda = 0; cuda < 2; cuda++) {
-            Stream stream = cuda ? twins.cuda : twins.cpu;
-            rows_transpose(&(RowsTranspose){.matrices = 3,
-                                            .rows = 70,
-                                            .columns = columns,
-                                            .dtype = dtype,
-                                            .from = cuda ? values.device : values.host,
-                                            .to_columns = 70,
-                                            .to = cuda ? to.device : to.host},
-                           stream);
-            rows_amax(
-                &(RowsAmax){.rows = rows.rows_max,
-                            .columns = columns,
-                            .dtype = dtype,
-                            .values = cuda ? expert_rows.device : expert_rows.host,
-                            .row_map = pass % 3 ? (cuda ? rows.map.device : rows.map.host) : NULL,
-                            .rows_total = cuda ? rows.total.device : rows.total.host,
-                            .amax = cuda ? amax.device : amax.host},
-                stream);
-        }
-        twin_expect_same(&twins, &to, dtype, "matrices");
+        for (int cuda = 0; cuda < 2; cuda++)
+            rows_amax(&(RowsAmax){.rows = rows.rows_max,
+                                  .columns = columns,
+                                  .dtype = dtype,
+                                  .values = cuda ? expert_rows.device : expert_rows.host,
+                                  .row_map = cuda ? rows.map.device : rows.map.host,
+                                  .rows_total = cuda ? rows.total.device : rows.total.host,
+                                  .amax = cuda ? amax.device : amax.host},
+                      cuda ? twins.cuda : twins.cpu);
         twin_expect_same(&twins, &amax, DTYPE_F32, "amax");
     }
     twins_destroy(&twins);
@@ -111,10 +76,19 @@ typedef struct Operand {
     QTensor q[2]; // host, device
 } Operand;
 
+// mapped: the rows of what experts got; else rows of their own. odd: now and then no number, an
+// infinity, a column of zeros.
 static Operand operand_make(Twins *twins, const Rows *rows, const QuantRule *rule, DType dtype,
-                            int64_t columns)
+                            int64_t columns, bool mapped, bool odd)
 {
-    Operand o = {.values = transposed(twins, rows, dtype, columns)};
+    const int64_t sources = mapped ? SOURCES : rows->rows_max;
+    Operand o = {.values = twin_normals(twins, sources * columns, dtype, 1.5f)};
+    for (int64_t i = 0; odd && i < sources * columns; i++) {
+        int kind = i % columns == 3 ? 0 : (int)twins_below(twins, 4000);
+        if (kind < 3)
+            twin_put(o.values.host, dtype, i, kind == 0 ? 0.0f : kind == 1 ? NAN : -INFINITY);
+    }
+    twin_upload(twins, &o.values);
     QTensor q;
     Error error = {0};
     assert_true(qtensor_plan(rule, dtype, 2, (int64_t[]){columns, rows->terms}, &q, &error));
@@ -123,24 +97,46 @@ static Operand operand_make(Twins *twins, const Rows *rows, const QuantRule *rul
     o.codes = twin_create(twins, (int64_t)bytes.codes, 1);
     o.scales = twin_create(twins, GROUPS * (int64_t)bytes.scales, 1);
     for (int cuda = 0; cuda < 2; cuda++) {
-        Stream stream = cuda ? twins->cuda : twins->cpu;
         q.codes = cuda ? o.codes.device : o.codes.host;
         q.scales = cuda ? o.scales.device : o.scales.host;
         o.q[cuda] = q;
-        const void *values = cuda ? o.values.device : o.values.host;
-        if (rule->block_columns > 0)
-            cast(&(Cast){.values = values, .to = q, .threads = 1}, stream);
-        else
-            group_cast(&(GroupCast){.values = values,
-                                    .groups = GROUPS,
-                                    .group_first = cuda ? rows->first.device : rows->first.host,
-                                    .group_columns = cuda ? rows->count.device : rows->count.host,
-                                    .to = q},
-                       stream);
+        group_cast(&(GroupCast){.values = cuda ? o.values.device : o.values.host,
+                                .row_map = cuda ? rows->map.device : rows->map.host,
+                                .mapped = mapped,
+                                .rows_total = cuda ? rows->total.device : rows->total.host,
+                                .groups = GROUPS,
+                                .group_first = cuda ? rows->first.device : rows->first.host,
+                                .group_rows = cuda ? rows->count.device : rows->count.host,
+                                .to = q},
+                   cuda ? twins->cuda : twins->cpu);
     }
-    twin_expect_same(twins, &o.codes, DTYPE_U8, "codes");
     twin_expect_same(twins, &o.scales, DTYPE_U8, "scales");
+    twin_expect_same(twins, &o.codes, DTYPE_U8, "codes");
     return o;
+}
+
+static void casts_of_groups(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"fp8_row", "fp8_row:lower_bound=0", "fp8_block", "mxfp8",
+                                        "mxfp8:mode=floor"};
+    Twins twins = twins_create();
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        for (int pass = 0; pass < 12; pass++) {
+            const TwinsMark mark = twins_mark(&twins);
+            const int64_t columns = (int64_t[]){8, 128, 264, 17}[pass % 4];
+            Recipe recipe;
+            Error error = {0};
+            assert_true(recipe_parse(names[i], &recipe, &error));
+            DType dtype = pass % 2 ? DTYPE_BF16 : DTYPE_F32;
+            snprintf(twins.text, sizeof(twins.text), "%s of %s, %lld columns, pass %d", names[i],
+                     dtype_row(dtype)->name, (long long)columns, pass);
+            Rows rows = rows_make(&twins);
+            operand_make(&twins, &rows, &recipe.activations, dtype, columns, pass % 3 > 0,
+                         pass >= 4);
+            twins_release(&twins, mark);
+        }
+    twins_destroy(&twins);
 }
 
 // [rows, terms] of one group's sums: what the codes stand for.
@@ -195,8 +191,8 @@ static void run_sums(Twins *twins, const Recipe *recipe, DType dtype, bool bits_
     const int64_t m = (int64_t[]){136, 40, 24}[pass % 3], n = (int64_t[]){264, 128, 17}[pass % 3];
     const DType out = pass % 2 && dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
     Rows rows = rows_make(twins);
-    Operand a = operand_make(twins, &rows, &recipe->activations, dtype, m);
-    Operand b = operand_make(twins, &rows, &recipe->activations, dtype, n);
+    Operand a = operand_make(twins, &rows, &recipe->activations, dtype, m, true, false);
+    Operand b = operand_make(twins, &rows, &recipe->activations, dtype, n, false, false);
     Twin c = twin_normals(twins, GROUPS * m * n, out, 1.0f);
     void *before = arena_push(twins->host, c.bytes, MEMORY_SCRATCH);
     memcpy(before, c.host, c.bytes);
@@ -258,7 +254,8 @@ int main(void)
     if (!select_gpu())
         return EXIT_CODE_SKIPPED;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(transpose_and_amax),
+        cmocka_unit_test(amax_of_rows),
+        cmocka_unit_test(casts_of_groups),
         cmocka_unit_test(sums_over_groups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

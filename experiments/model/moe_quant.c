@@ -15,7 +15,7 @@ struct MoeQuant {
     QTensor left[MOE_PRODUCTS], right[MOE_PRODUCTS];
     float *amax;      // [1] device: where one scale is made from the rows of all ranks
     char *rows;       // [expert_rows_max, hidden]: rows that an index names, side by side
-    char *transposed; // weights, or both operands of a weight gradient
+    char *transposed; // CPU: weights, or both operands of a weight gradient
     void *workspace;
 };
 
@@ -219,7 +219,9 @@ MoeQuant *moe_quant_create(const Moe *moe)
         workspace = bytes > workspace ? bytes : workspace;
         int64_t values = is_gradient(which) ? (shape.m + shape.n) * gemm.k
                                             : rows->experts_local * shape.n * shape.k;
-        bytes = is_forward(which) ? 0 : dtype_bytes(c->dtype, (uint64_t)values);
+        bytes = is_forward(which) || s->device != DEVICE_CPU
+                    ? 0
+                    : dtype_bytes(c->dtype, (uint64_t)values);
         transposed = bytes > transposed ? bytes : transposed;
     }
     quant->workspace = arena_push(s->arena, workspace, MEMORY_SCRATCH);
@@ -403,9 +405,9 @@ typedef struct Side {
     QTensor q;            // planned for the most rows
 } Side;
 
-// Rows [first, first + rows) alone; rows_total: `rows` where the device reads it.
-static void transpose_side(const Moe *moe, const Side *side, int64_t first, int64_t rows,
-                           const int32_t *rows_total, int64_t terms, Stream stream)
+// Rows [first, first + rows) alone.
+static void transpose_side(const Moe *moe, const Side *side, int64_t first, int32_t rows,
+                           int64_t terms, Stream stream)
 {
     const DType dtype = moe->settings.config.dtype;
     const int32_t *map = ep_rows(moe->ep)->row_of_expert_row;
@@ -419,7 +421,7 @@ static void transpose_side(const Moe *moe, const Side *side, int64_t first, int6
                          .from = (const char *)side->values + dtype_bytes(dtype, skipped),
                          .row_map = map + first,
                          .mapped = side->index != NULL,
-                         .rows_total = rows_total,
+                         .rows_total = &rows,
                          .to_columns = terms,
                          .to = side->transposed},
         stream);
@@ -431,7 +433,7 @@ static QuantOperand side_of_expert(const Moe *moe, const Side *side, int64_t fir
     QuantOperand operand = {.quantised = true};
     int64_t shape[] = {side->columns, padded(moe->quant, rows)};
     Error error = {0};
-    transpose_side(moe, side, first, rows, &rows, shape[1], stream);
+    transpose_side(moe, side, first, rows, shape[1], stream);
     CHECK_RULE(qtensor_plan(&side->q.rule, side->q.input, 2, shape, &operand.q, &error));
     operand.q.codes = side->q.codes;
     operand.q.scales = side->q.scales;
@@ -444,16 +446,16 @@ static QuantOperand side_of_expert(const Moe *moe, const Side *side, int64_t fir
 static QuantOperand side_of_all(const Moe *moe, const Side *side, Stream stream)
 {
     const EpRows *rows = ep_rows(moe->ep);
-    transpose_side(moe, side, 0, rows->expert_rows_max, rows->rows_total, side->q.columns, stream);
-    if (side->q.rule.block_columns > 0)
-        cast(&(Cast){.values = side->transposed, .to = side->q}, stream);
-    else
-        group_cast(&(GroupCast){.values = side->transposed,
-                                .groups = rows->experts_local,
-                                .group_first = rows->group_first,
-                                .group_columns = rows->group_rows,
-                                .to = side->q},
-                   stream);
+    CHECK_RULE(!side->index || side->index == rows->row_of_expert_row);
+    group_cast(&(GroupCast){.values = side->values,
+                            .row_map = rows->row_of_expert_row,
+                            .mapped = side->index != NULL,
+                            .rows_total = rows->rows_total,
+                            .groups = rows->experts_local,
+                            .group_first = rows->group_first,
+                            .group_rows = rows->group_rows,
+                            .to = side->q},
+               stream);
     return (QuantOperand){.quantised = true, .q = side->q};
 }
 

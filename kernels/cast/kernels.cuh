@@ -38,7 +38,8 @@ __device__ __forceinline__ void peaks_share(P (&peak)[CAST_UNITS], int lanes)
 }
 
 // Where the units of a lane are is told by an object with there(u), element(u), and block(u), the
-// BlockPlace of the block that unit u is a part of.
+// BlockPlace of the block that unit u is a part of; it is there if any lane has a part of it, since
+// another may have to store its scale.
 
 // What a unit's arithmetic needs of its block, from the lane of its group that chose it.
 template <typename Kind>
@@ -164,7 +165,8 @@ struct RowPlace {
     }
     __device__ BlockPlace block(int u) const
     {
-        return {matrix, row, (first + u * CAST_SPAN) / work.block_columns, there(u)};
+        const int64_t column = first + u * CAST_SPAN, index = column / work.block_columns;
+        return {matrix, row, index, index * work.block_columns < work.columns};
     }
 };
 

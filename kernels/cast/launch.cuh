@@ -13,6 +13,9 @@ CastWork cast_work_of(const void *values, const QTensor *q);
 unsigned cast_grid(int64_t blocks); // as a launch takes it; stops with 65 where there are too many
 const CastKernels *cast_kernels_for(const QTensor *q); // NULL: only the plain kernel takes it
 
+// What the tiles' kernels have to know of an operand; SPAN_NONE: they do not take it.
+CastSpanKind cast_span_of(const QTensor *q);
+
 // Enqueues(stream). The amaxes that decide something about the whole tensor, as values lie or
 // transposed; they stay where cast_prepare will put what they become.
 const float *cast_measure(const void *values, const QTensor *q, Stream stream);

@@ -6,6 +6,9 @@
 // are put. They pass through shared memory, whose 8-byte pieces change places by the column's
 // number so that neither side meets a bank twice, and leave as 128 bytes of a column.
 //
+// EXPERTS: rows are those of experts (expert_operand.h), whose groups begin at multiples of 128, so
+// that a tile is part of one group; rows of padding are zeros, and so are their codes.
+//
 // Limit: memory bandwidth.
 #pragma once
 
@@ -27,21 +30,30 @@ typedef enum CastSpanKind {
     SPAN_WHOLE,  // everything; likewise
 } CastSpanKind;
 
+struct TileExperts {
+    const int32_t *row_map, *rows_total, *group_first;
+    int groups;
+    bool mapped;
+};
+
 struct CastTiles {
     CastWork to, transposed; // values as they lie; its rows are columns of the values
     CastSpanKind to_span, transposed_span;
     const void *values;
     int64_t matrices, rows, columns; // of the values
     int64_t down, across;            // tiles of a matrix
+    TileExperts experts;
 };
 typedef void (*CastTilesKernel)(CastTiles tiles);
 
 // Where a thread stands: its first row and column, in the tile and in the matrix.
 struct TileSpot {
     int64_t matrix, row0, column0; // of the tile
+    int64_t rows;                  // that there are
     int row, column;               // within it
 };
 
+template <bool EXPERTS>
 __device__ __forceinline__ TileSpot tile_spot(const CastTiles &tiles, int64_t tile_rows)
 {
     const int64_t down = (tiles.rows + tile_rows - 1) / tile_rows, in_matrix = down * tiles.across;
@@ -51,23 +63,52 @@ __device__ __forceinline__ TileSpot tile_spot(const CastTiles &tiles, int64_t ti
     spot.matrix = blockIdx.x / in_matrix;
     spot.row0 = index / tiles.across * tile_rows;
     spot.column0 = index % tiles.across * CAST_TILE_SIDE;
+    spot.rows = EXPERTS ? (int64_t)__ldg(tiles.experts.rows_total) : tiles.rows;
     spot.row = (int)threadIdx.x / WARP_LANES * TILE_WARP_ROWS + lane / 16 * GROUP_ELEMENTS;
     spot.column = lane % 16 * GROUP_ELEMENTS;
     return spot;
 }
 
-template <typename Element>
+// The row of the values that is row `row`; -1: none, or zeros.
+template <bool EXPERTS>
+__device__ __forceinline__ int64_t tile_source(const CastTiles &tiles, const TileSpot &spot,
+                                               int64_t row)
+{
+    if (row >= spot.rows)
+        return -1;
+    if (!EXPERTS)
+        return row;
+    const int64_t mapped = __ldg(tiles.experts.row_map + row);
+    return mapped < 0 || tiles.experts.mapped ? mapped : row;
+}
+
+// Whose scales a tile's columns have, where they span rows: the matrix's, or the group's.
+template <bool EXPERTS>
+__device__ __forceinline__ int64_t tile_owner(const CastTiles &tiles, const TileSpot &spot)
+{
+    if (!EXPERTS)
+        return spot.matrix;
+    int low = 0, high = tiles.experts.groups; // the last group that begins here or before
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        (__ldg(tiles.experts.group_first + middle) <= spot.row0 ? low : high) = middle;
+    }
+    return low;
+}
+
+template <bool EXPERTS, typename Element>
 __device__ __forceinline__ void tile_load(const CastTiles &tiles, const TileSpot &spot,
                                           Group<Element> (&unit)[GROUP_ELEMENTS])
 {
     const int64_t row = spot.row0 + spot.row, column = spot.column0 + spot.column;
     const Element *from =
-        (const Element *)tiles.values + (spot.matrix * tiles.rows + row) * tiles.columns + column;
+        (const Element *)tiles.values + spot.matrix * tiles.rows * tiles.columns + column;
 #pragma unroll
     for (int i = 0; i < GROUP_ELEMENTS; i++) {
+        const int64_t source = tile_source<EXPERTS>(tiles, spot, row + i);
         unit_clear(&unit[i]);
-        if (row + i < tiles.rows && column < tiles.columns)
-            unit[i] = unit_load(from + i * tiles.columns);
+        if (source >= 0 && column < tiles.columns)
+            unit[i] = unit_load(from + source * tiles.columns);
     }
 }
 
@@ -125,21 +166,25 @@ __device__ __forceinline__ uint32_t peaks_get(const TilePeaks &peaks, int column
     return most;
 }
 
-// Thread block: 1024 rows of 128 columns. Adds their largest magnitudes, as bits, to where their
-// scales will stand (CastSpanKind SPAN_ROW).
-template <typename Element>
+// Thread block: 1024 rows of 128 columns (EXPERTS: 128). Adds their largest magnitudes, as bits, to
+// where their scales will stand (CastSpanKind SPAN_ROW).
+template <typename Element, bool EXPERTS>
 __global__ void __launch_bounds__(CAST_THREADS)
     cast_tiles_measure_kernel(const __grid_constant__ CastTiles tiles)
 {
     typedef Peak<false, sizeof(Element) == 2 ? DTYPE_BF16 : DTYPE_F32> P;
+    constexpr int64_t tile_rows = EXPERTS ? CAST_TILE_SIDE : TILE_MEASURE_ROWS;
     __shared__ TilePeaks peaks;
-    TileSpot spot = tile_spot(tiles, TILE_MEASURE_ROWS);
-    const int64_t end = min(spot.row0 + TILE_MEASURE_ROWS, tiles.rows);
+    TileSpot spot = tile_spot<EXPERTS>(tiles, tile_rows);
+    const int64_t end = min(spot.row0 + tile_rows, spot.rows);
+    if (EXPERTS && spot.row0 >= end)
+        return;
+    const int64_t owner = tile_owner<EXPERTS>(tiles, spot);
     uint32_t most[GROUP_ELEMENTS] = {0, 0, 0, 0, 0, 0, 0, 0};
     for (; spot.row0 < end; spot.row0 += CAST_TILE_SIDE) {
         Group<Element> unit[GROUP_ELEMENTS];
         uint32_t bits[GROUP_ELEMENTS];
-        tile_load(tiles, spot, unit);
+        tile_load<EXPERTS>(tiles, spot, unit);
         columns_peak(unit, bits);
 #pragma unroll
         for (int e = 0; e < GROUP_ELEMENTS; e++)
@@ -160,7 +205,7 @@ __global__ void __launch_bounds__(CAST_THREADS)
     __syncthreads();
     const int64_t column = spot.column0 + threadIdx.x;
     if (threadIdx.x < CAST_TILE_SIDE && column < tiles.columns && tiles.transposed_span == SPAN_ROW)
-        atomicMax((uint32_t *)tiles.transposed.scales + spot.matrix * tiles.columns + column,
+        atomicMax((uint32_t *)tiles.transposed.scales + owner * tiles.columns + column,
                   peaks_get(peaks, (int)threadIdx.x, 0, CAST_TILE_SIDE));
 }
 
@@ -180,7 +225,9 @@ struct ColumnPlace {
     }
     __device__ BlockPlace block(int u) const
     {
-        return {matrix, row + u, column / work.block_columns, there(u)};
+        const int64_t index = column / work.block_columns;
+        return {matrix, row + u, index,
+                row + u < work.rows && index * work.block_columns < work.columns};
     }
 };
 
@@ -240,7 +287,7 @@ __device__ __forceinline__ int tile_group(const CastTiles &tiles)
 }
 
 // Scales of the tile's columns, shared out over the threads. Whether the quick arithmetic has them.
-template <typename Kind>
+template <typename Kind, bool EXPERTS>
 __device__ __forceinline__ bool tile_numbers(const CastTiles &tiles, const TileSpot &spot,
                                              const TilePeaks &peaks, uint32_t square,
                                              TileNumbers *numbers)
@@ -248,6 +295,7 @@ __device__ __forceinline__ bool tile_numbers(const CastTiles &tiles, const TileS
     const CastWork &work = tiles.transposed;
     const CastSpanKind span = tiles.transposed_span;
     const QuantContext context = cast_context<Kind>(work, spot.matrix);
+    const int64_t owner = span == SPAN_ROW ? tile_owner<EXPERTS>(tiles, spot) : spot.matrix;
     const int rows = tile_group(tiles), groups = CAST_TILE_SIDE / rows;
     bool quick = true;
     for (int i = (int)threadIdx.x; i < groups * CAST_TILE_SIDE; i += CAST_THREADS) {
@@ -261,8 +309,8 @@ __device__ __forceinline__ bool tile_numbers(const CastTiles &tiles, const TileS
             block = cast_choose(&context, chosen_by.statistics());
         else if (there)
             block = block_of_scale(
-                context, ((const float *)work
-                              .scales)[span == SPAN_WHOLE ? 0 : spot.matrix * tiles.columns + at]);
+                context,
+                ((const float *)work.scales)[span == SPAN_WHOLE ? 0 : owner * tiles.columns + at]);
         if (span == SPAN_GROUP && there)
             block_store<Kind>(work, {spot.matrix, at, row / rows, true}, block);
         if (span == SPAN_SQUARE && i == 0)
@@ -273,12 +321,14 @@ __device__ __forceinline__ bool tile_numbers(const CastTiles &tiles, const TileS
         cast_quick_ready(&context, &block, chosen_by.statistics().amax);
         numbers->of[group][column] = make_float2(block.scale, block.multiplier);
         quick = quick && (!there || cast_quick_fits(&context, &block, peak.statistics().amax));
+        if (EXPERTS && there) // else padding, whose code is 0, would become no number
+            quick = quick && block.scale != 0.0f && 0.0f * block.multiplier == 0.0f;
     }
     return quick;
 }
 
 // Codes of 8 rows of one column, one after the other, from memory.
-template <typename Kind>
+template <typename Kind, bool EXPERTS>
 __device__ __forceinline__ void
 column_codes_slow(const CastTiles &tiles, const TileSpot &spot, const QuantContext &context,
                   const QuantBlock &block, int e, uint32_t (&words)[2])
@@ -286,13 +336,15 @@ column_codes_slow(const CastTiles &tiles, const TileSpot &spot, const QuantConte
     typedef typename CastElement<Kind::input>::type Element;
     const int64_t row = spot.row0 + spot.row, column = spot.column0 + spot.column + e;
     const Element *from =
-        (const Element *)tiles.values + (spot.matrix * tiles.rows + row) * tiles.columns + column;
+        (const Element *)tiles.values + spot.matrix * tiles.rows * tiles.columns + column;
     uint64_t all = 0;
 #pragma unroll 1
     for (int i = GROUP_ELEMENTS - 1; i >= 0; i--) {
-        const bool there = row + i < tiles.rows && column < tiles.columns;
-        const float value = there ? widen(from[i * tiles.columns]) : 0.0f;
-        all = all << 8 | cast_byte(&context.rule, cast_encode(&context, &block, value));
+        const int64_t source = tile_source<EXPERTS>(tiles, spot, row + i);
+        all <<= 8;
+        if (source >= 0 && column < tiles.columns)
+            all |= cast_byte(&context.rule,
+                             cast_encode(&context, &block, widen(from[source * tiles.columns])));
     }
     words[0] = (uint32_t)all;
     words[1] = (uint32_t)(all >> 32);
@@ -302,7 +354,7 @@ struct TileCodes {
     uint2 piece[CAST_TILE_SIDE][TILE_PIECES]; // [column][rows / 8, places changed]
 };
 
-template <typename Kind, typename Element>
+template <typename Kind, bool EXPERTS, typename Element>
 __device__ __forceinline__ void
 tile_codes(const CastTiles &tiles, const TileSpot &spot, const TileNumbers &numbers, bool quick,
            const Group<Element> (&unit)[GROUP_ELEMENTS], TileCodes *codes)
@@ -316,7 +368,7 @@ tile_codes(const CastTiles &tiles, const TileSpot &spot, const TileNumbers &numb
             const float2 n = number[spot.column + e];
             const QuantBlock block = {n.x, 0, n.y, 0, 0};
             uint32_t words[2];
-            column_codes_slow<Kind>(tiles, spot, context, block, e, words);
+            column_codes_slow<Kind, EXPERTS>(tiles, spot, context, block, e, words);
             codes->piece[spot.column + e][place] = make_uint2(words[0], words[1]);
         }
         return;
@@ -364,7 +416,7 @@ __device__ __forceinline__ void tile_out(const CastTiles &tiles, const TileSpot 
 }
 
 // Thread block: a tile.
-template <typename Kind>
+template <typename Kind, bool EXPERTS>
 __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 3 : 2)
     cast_tiles_kernel(const __grid_constant__ CastTiles tiles)
 {
@@ -373,10 +425,12 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 3 : 
     __shared__ TilePeaks peaks;
     __shared__ TileNumbers numbers;
     __shared__ __align__(16) TileCodes codes;
-    const TileSpot spot = tile_spot(tiles, CAST_TILE_SIDE);
+    const TileSpot spot = tile_spot<EXPERTS>(tiles, CAST_TILE_SIDE);
+    if (EXPERTS && spot.row0 >= spot.rows)
+        return;
     Group<Element> unit[GROUP_ELEMENTS];
     uint32_t bits[GROUP_ELEMENTS];
-    tile_load(tiles, spot, unit);
+    tile_load<EXPERTS>(tiles, spot, unit);
     columns_peak(unit, bits);
     peaks_put(&peaks, bits);
     uint32_t square = 0;
@@ -388,10 +442,10 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 3 : 
         square = team_peak<P, false>(peak).bits;
     }
     __syncthreads();
-    const bool mine = tile_numbers<Kind>(tiles, spot, peaks, square, &numbers);
+    const bool mine = tile_numbers<Kind, EXPERTS>(tiles, spot, peaks, square, &numbers);
     const bool quick = !__syncthreads_or(!mine);
-    tile_codes<Kind>(tiles, spot, numbers, quick, unit, &codes);
-    if (tiles.to_span != SPAN_NONE)
+    tile_codes<Kind, EXPERTS>(tiles, spot, numbers, quick, unit, &codes);
+    if (!EXPERTS && tiles.to_span != SPAN_NONE)
         tile_forward<Kind>(tiles, spot, square, unit);
     __syncthreads();
     tile_out(tiles, spot, codes);
@@ -401,7 +455,7 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 3 : 
 
 struct CastKernels {
     CastKernel groups, rows, warps, blocks; // NULL: no operand needs it
-    CastTilesKernel tiles;
+    CastTilesKernel tiles, expert_tiles;
 };
 
 // [bf16, f32] of each variant of a family.
@@ -430,7 +484,9 @@ template <typename Kind> static constexpr CastKernels cast_kernels_of()
     if constexpr (Kind::layout == CODES_BYTES &&
                   (Kind::method == QUANT_MX || (Kind::method == QUANT_SYMMETRIC &&
                                                 Kind::quotient != QUOTIENT_RECIPROCAL_INPUT)))
-        kernels.tiles = cast_tiles_kernel<Kind>;
+        kernels.tiles = cast_tiles_kernel<Kind, false>;
+    if constexpr (Kind::layout == CODES_BYTES && Kind::code == CODE_E4M3)
+        kernels.expert_tiles = cast_tiles_kernel<Kind, true>;
     return kernels;
 }
 

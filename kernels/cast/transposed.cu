@@ -5,8 +5,7 @@
 // tiles, for both operands at once.
 #include "kernels/cast/launch.cuh"
 
-// What the tiles' kernel has to know of an operand; SPAN_NONE: it does not take it.
-static CastSpanKind span_of(const QTensor *q)
+CastSpanKind cast_span_of(const QTensor *q)
 {
     const QuantRule *rule = &q->rule;
     const bool padded =
@@ -29,8 +28,8 @@ static CastSpanKind span_of(const QTensor *q)
 static void measure_rows(const CastTiles *tiles, DType input, Stream stream)
 {
     const int64_t down = (tiles->rows + TILE_MEASURE_ROWS - 1) / TILE_MEASURE_ROWS;
-    const CastTilesKernel kernel =
-        input == DTYPE_BF16 ? cast_tiles_measure_kernel<Bf16> : cast_tiles_measure_kernel<float>;
+    const CastTilesKernel kernel = input == DTYPE_BF16 ? cast_tiles_measure_kernel<Bf16, false>
+                                                       : cast_tiles_measure_kernel<float, false>;
     const CastWork *works[] = {tiles->to_span == SPAN_ROW ? &tiles->to : NULL,
                                tiles->transposed_span == SPAN_ROW ? &tiles->transposed : NULL};
     for (const CastWork *work : works)
@@ -50,10 +49,10 @@ static CastTiles tiles_of(const Cast *args, bool both)
     CastTiles tiles = {};
     tiles.values = args->values;
     tiles.transposed = cast_work_of(args->values, q);
-    tiles.transposed_span = span_of(q);
+    tiles.transposed_span = cast_span_of(q);
     if (both) {
         tiles.to = cast_work_of(args->values, &args->to);
-        tiles.to_span = span_of(&args->to);
+        tiles.to_span = cast_span_of(&args->to);
     }
     tiles.matrices = q->rank > 2 ? q->shape[0] : 1;
     tiles.rows = q->columns;
@@ -69,7 +68,7 @@ bool cast_transposed(const Cast *args, Stream stream)
     const QTensor *q = &args->transposed, *to = &args->to;
     const CastKernels *kernels = cast_kernels_for(q);
     const bool both = to->rule.method != QUANT_NONE && kernels == cast_kernels_for(to) &&
-                      span_of(to) != SPAN_NONE && cuda_aligned(to->codes);
+                      cast_span_of(to) != SPAN_NONE && cuda_aligned(to->codes);
     CastTiles tiles = tiles_of(args, both);
     const bool fits = kernels && kernels->tiles && tiles.transposed_span != SPAN_NONE &&
                       tiles.matrices * tiles.rows * tiles.columns > 0 &&
