@@ -3,6 +3,7 @@
 //
 // The values are random, one deviation per row, so that blocks differ. SQNR compares what the codes
 // stand for with the values, in dB.
+#include "experiments/model/growth.h"
 #include "experiments/model/kernel_timing.h"
 #include "experiments/model/product_check.h"
 #include "harness/command.h"
@@ -57,7 +58,7 @@ static const Option options[] = {
     {NULL},
 };
 
-enum { CASTS_MAX = RECIPES_MAX, GROW_FIRST = 10, GROW_STEP = 2, SIZES_MAX = 11 };
+enum { CASTS_MAX = RECIPES_MAX };
 typedef enum CastForm { FORM_FORWARD, FORM_TRANSPOSED, FORM_DUAL } CastForm;
 
 // One row of the table: a recipe that takes the shape.
@@ -88,10 +89,8 @@ typedef struct Job {
     void *host_values; // the same, for the reference
     CastRow row[CASTS_MAX];
     int rows_count;
-    int size; // of SIZES_MAX; 0 without --grow
-    char grown_name[CASTS_MAX][RECIPE_NAME_BYTES];
-    double grown[CASTS_MAX][SIZES_MAX]; // bytes per second; 0 = not run
-    int grown_count;
+    int size; // of the growth's; 0 without --grow
+    Growth *growth;
     bool good;
 } Job;
 
@@ -294,8 +293,7 @@ static void run_row(Job *job, CastRow *row)
     if (p->check)
         check_row(job, row, &args);
     char name[RECIPE_NAME_BYTES + 16];
-    snprintf(name, sizeof(name), p->grow ? "%s 2^%d" : "%s", row->name,
-             GROW_FIRST + GROW_STEP * job->size);
+    snprintf(name, sizeof(name), p->grow ? "%s 2^%d" : "%s", row->name, growth_log2(job->size));
     if (p->samples > 0)
         row->time = kernel_time(
             &(KernelTiming){.run = job->run,
@@ -339,36 +337,12 @@ static void print_heading(const Job *job, const char *sizes)
            table_rate(job->ceilings.copy_bytes_per_s, "B", text, sizeof(text)));
 }
 
-// Rates by size. The knee: the fewest elements with half of the best rate; below it, launches and
-// latencies are most of the time.
 static void print_growth(const Job *job)
 {
-    const char *columns[SIZES_MAX + 3] = {"recipe"};
-    char headings[SIZES_MAX][16], text[64];
-    for (int size = 0; size <= job->size; size++) {
-        snprintf(headings[size], sizeof(headings[size]), ">2^%d", GROW_FIRST + GROW_STEP * size);
-        columns[1 + size] = headings[size];
-    }
-    columns[2 + job->size] = ">knee";
-    Table *table = table_create(columns);
-    for (int i = 0; i < job->grown_count; i++) {
-        double best = 0;
-        int knee = 0;
-        table_cell(table, "%s", job->grown_name[i]);
-        for (int size = 0; size <= job->size; size++) {
-            double rate = job->grown[i][size];
-            best = fmax(best, rate);
-            table_cell(table, rate > 0 ? "%s" : "-", table_rate(rate, "B", text, sizeof(text)));
-        }
-        while (knee < job->size && job->grown[i][knee] < best / 2)
-            knee++;
-        table_cell(table, best > 0 ? "2^%d" : "-", GROW_FIRST + GROW_STEP * knee);
-    }
-    snprintf(text, sizeof(text), "of 2^%d to 2^%d elements", GROW_FIRST,
-             GROW_FIRST + GROW_STEP * job->size);
+    char text[64];
+    snprintf(text, sizeof(text), "of 2^%d to 2^%d elements", GROWTH_FIRST, growth_log2(job->size));
     print_heading(job, text);
-    table_print(table, stdout);
-    table_destroy(table);
+    growth_print(job->growth, "B");
 }
 
 static void print_table(const Job *job)
@@ -413,22 +387,6 @@ static void start(Job *job)
                                             .extra = json_set(json_object(), "ceilings", rates)});
 }
 
-// The rates of this size, each with its recipe's others.
-static void keep_growth(Job *job)
-{
-    for (const CastRow *row = job->row; row < job->row + job->rows_count; row++) {
-        int i = 0;
-        while (i < job->grown_count && strcmp(job->grown_name[i], row->name) != 0)
-            i++;
-        if (i == job->grown_count) {
-            CHECK_RULE(job->grown_count < CASTS_MAX);
-            memcpy(job->grown_name[job->grown_count++], row->name, sizeof(row->name));
-        }
-        if (row->time.count > 0)
-            job->grown[i][job->size] = row->cost.bytes / row->time.median;
-    }
-}
-
 static void run_rows(Job *job)
 {
     ArenaMark mark = arena_mark(job->arena);
@@ -443,7 +401,7 @@ static void run_rows(Job *job)
 // A matrix of so many elements, not higher than wide.
 static void take_size(Job *job, int size, Error *error)
 {
-    int log2 = GROW_FIRST + GROW_STEP * size;
+    int log2 = growth_log2(size);
     job->size = size;
     job->rank = 2;
     job->shape[0] = job->rows = (int64_t)1 << (log2 / 2);
@@ -455,11 +413,15 @@ static void take_size(Job *job, int size, Error *error)
 static void run_growth(Job *job)
 {
     Error error = {0};
-    int last = (int)(job->params->grow - GROW_FIRST) / GROW_STEP;
-    for (int size = 0; size <= last && !run_stop_requested(job->run); size++) {
+    job->growth = growth_create();
+    for (int size = 0; size < growth_sizes(job->params->grow); size++) {
+        if (run_stop_requested(job->run))
+            break;
         take_size(job, size, &error);
         run_rows(job);
-        keep_growth(job);
+        for (const CastRow *row = job->row; row < job->row + job->rows_count; row++)
+            growth_add(job->growth, row->name, size,
+                       row->time.count > 0 ? row->cost.bytes / row->time.median : 0);
     }
 }
 
@@ -472,13 +434,12 @@ static int run(Run *run, const void *params, const OptionPositionals *positional
     *job = (Job){.run = run, .params = params, .good = true};
     job->dtype = job->params->dtype ? DTYPE_F32 : DTYPE_BF16;
     const bool grows = job->params->grow > 0;
-    if (grows && job->params->grow < GROW_FIRST)
-        error_set(&error, EXIT_CODE_USAGE, "write 10 to 30, or leave --grow away",
-                  "--grow %lld: sizes begin at 2^%d", (long long)job->params->grow, GROW_FIRST);
-    else if (grows) // names are checked with the largest, which most recipes take
-        take_size(job, (int)(job->params->grow - GROW_FIRST) / GROW_STEP, &error);
-    else if (parse_shape(job, &error))
-        add_recipes(job, &error);
+    if (growth_check(job->params->grow, &error)) {
+        if (grows) // names are checked with the largest, which most recipes take
+            take_size(job, growth_sizes(job->params->grow) - 1, &error);
+        else if (parse_shape(job, &error))
+            add_recipes(job, &error);
+    }
     run_agree(run, &error);
     start(job);
     if (grows)
@@ -496,6 +457,7 @@ static int run(Run *run, const void *params, const OptionPositionals *positional
     if (!good)
         check_print(__FILE__, __LINE__, "report it with this command line",
                     "a cast differs from the reference");
+    growth_destroy(job->growth);
     result_writer_destroy(job->writer);
     stream_destroy(job->stream);
     arena_destroy(job->arena);

@@ -4,6 +4,7 @@
 // Values are random, one deviation per row of the activations. SQNR compares the product with that
 // of the values before quantising, in dB. Rows are divided evenly over experts. On a GPU dense fp8
 // products are also asked of cuBLASLt directly, right after ours.
+#include "experiments/model/growth.h"
 #include "experiments/model/kernel_timing.h"
 #include "experiments/model/product_bare.h"
 #include "experiments/model/product_check.h"
@@ -21,7 +22,7 @@
 
 typedef struct Params {
     const char *shape, *shapes, *recipe, *output;
-    int64_t seed, samples, check_rows;
+    int64_t seed, samples, check_rows, grow;
     double max_noise, timeout;
     int device, dtype;
     bool check, json, force;
@@ -33,6 +34,9 @@ static const Option options[] = {
      .doc = "rows of activations, rows of weights, columns; E experts share the M rows"},
     {"shapes", OPTION_TEXT, FIELD(shapes), NULL, .value = "FILE",
      .doc = "a shape on every line instead; # starts a comment"},
+    {"grow", OPTION_INT, FIELD(grow), "0", 0, 30,
+     .doc = "instead, squares of 2^10 to 2^this elements times each other, four times as many "
+            "each time"},
     {"recipe", OPTION_TEXT, FIELD(recipe), "all", .value = "NAME[,NAME...]",
      .doc = "recipes, with options as in mxfp8:mode=floor; all = every one that takes the shape"},
     {"dtype", OPTION_CHOICE, FIELD(dtype), "bf16", .choices = "bf16|f32",
@@ -91,6 +95,7 @@ typedef struct Job {
     int shapes;
     Recipe recipe[RECIPES_MAX];
     int recipes;
+    Growth *growth; // NULL without --grow
     bool good;
 } Job;
 
@@ -123,9 +128,26 @@ static bool read_shape(const char *text, Job *job, Error *error)
     return true;
 }
 
+static bool square_shapes(Job *job, Error *error)
+{
+    for (int size = 0; size < growth_sizes(job->params->grow); size++) {
+        long long side = 1ll << growth_log2(size) / 2;
+        char text[64];
+        snprintf(text, sizeof(text), "%lld,%lld,%lld", side, side, side);
+        if (!read_shape(text, job, error))
+            return false;
+    }
+    job->growth = growth_create();
+    return true;
+}
+
 static bool read_shapes(Job *job, Error *error)
 {
     const Params *p = job->params;
+    if (!growth_check(p->grow, error))
+        return false;
+    if (p->grow > 0)
+        return square_shapes(job, error);
     if (!p->shapes)
         return read_shape(p->shape, job, error);
     char *text = file_read(p->shapes, LIST_BYTES_MAX, NULL, error), *rest = text;
@@ -436,7 +458,10 @@ static void run_shape(Job *job, const Shape *shape)
         count += run_recipe(job, shape, &job->recipe[i], &values, &rows[count]);
         arena_release(job->arena, inner);
     }
-    if (!job->params->json)
+    for (int i = 0; job->growth && i < count; i++)
+        growth_add(job->growth, rows[i].recipe, (int)(shape - job->shape),
+                   rows[i].time.count > 0 ? rows[i].cost.flops / rows[i].time.median : 0);
+    if (!job->params->json && !job->growth)
         print_table(job, shape, rows, count);
     free(rows);
     if (job->device != DEVICE_CPU) {
@@ -486,12 +511,19 @@ static int run(Run *run, const void *params, const OptionPositionals *positional
     for (int i = 0; i < job->shapes && !run_stop_requested(run); i++)
         run_shape(job, &job->shape[i]);
     result_writer_finish(job->writer);
-    if (job->params->json)
+    if (job->params->json) {
         result_show(result_of(job->writer), true);
+    } else if (job->growth) {
+        printf("squares of 2^%d to 2^%d elements times each other, %s on %s\n\n", GROWTH_FIRST,
+               growth_log2(job->shapes - 1), dtype_row(job->dtype)->name,
+               device_kind_name(job->device));
+        growth_print(job->growth, "flop");
+    }
     bool good = job->good;
     if (!good)
         check_print(__FILE__, __LINE__, "report it with this command line",
                     "a product is beyond its bound");
+    growth_destroy(job->growth);
     result_writer_destroy(job->writer);
     stream_destroy(job->stream);
     arena_destroy(job->arena);

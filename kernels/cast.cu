@@ -338,6 +338,13 @@ static int64_t parts(int64_t all, int64_t part)
     return (all + part - 1) / part;
 }
 
+void cast_launch_rows(const CastWork *work, const CastKernels *kernels, Stream stream)
+{
+    const int64_t blocks = parts(work->all_rows, CAST_WARPS) * parts(work->columns, CAST_REACH);
+    kernels->rows<<<cast_grid(blocks), CAST_THREADS, 0, cuda_stream(stream)>>>(*work);
+    CHECK_CUDA(cudaGetLastError());
+}
+
 static void launch_groups(CastWork work, const CastKernels *kernels, Stream stream)
 {
     CastKernel kernel = kernels->groups;
@@ -352,15 +359,15 @@ static void launch_groups(CastWork work, const CastKernels *kernels, Stream stre
         work.by_rows = cast_divisor(work.padded_rows / CODE_TILE_ROWS);
         warps = parts(work.count, CODE_TILE_ROWS * CAST_SPAN);
     } else if (work.columns % work.block_columns != 0) {
-        kernel = kernels->rows;
-        warps = parts(work.all_rows, CAST_WARPS) * CAST_WARPS * parts(work.columns, CAST_REACH);
+        cast_launch_rows(&work, kernels, stream);
+        return;
     }
     kernel<<<cast_grid(parts(warps, CAST_WARPS)), CAST_THREADS, 0, cuda_stream(stream)>>>(work);
     CHECK_CUDA(cudaGetLastError());
 }
 
 // Enough threads to hold the block, a power of two.
-static void launch_blocks(const CastWork *work, const CastKernels *kernels, Stream stream)
+void cast_launch_blocks(const CastWork *work, const CastKernels *kernels, Stream stream)
 {
     const int64_t bytes =
         work->block_rows * work->block_columns * (work->context.input == DTYPE_F32 ? 4 : 2);
@@ -418,7 +425,7 @@ static void cast_forward(const Cast *args, Stream stream)
     } else if (vector && fits_blocks(&work, kernels)) {
         if (work.given)
             work = flattened(work);
-        launch_blocks(&work, kernels, stream);
+        cast_launch_blocks(&work, kernels, stream);
     } else {
         cast_plain(&work, q, false, stream);
     }

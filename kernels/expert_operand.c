@@ -9,6 +9,7 @@
 
 KERNEL_DEFINE(rows_transpose, RowsTranspose)
 KERNEL_DEFINE(rows_amax, RowsAmax)
+KERNEL_DEFINE(rows_cast, RowsCast)
 KERNEL_DEFINE(group_cast, GroupCast)
 
 static int64_t smaller(int64_t a, int64_t b)
@@ -98,6 +99,44 @@ KernelCost rows_amax_cost(const RowsAmax *args)
 }
 
 // ---- cast ----
+
+bool rows_cast_suits(const RowsCast *args, DeviceKind device)
+{
+    if (device != DEVICE_CPU)
+        return rows_cast_suits_cuda && rows_cast_suits_cuda(args);
+    return args->to.matrices == 1 && args->to.rule.block_rows == 1 &&
+           args->to.scale_layout == SCALES_PLAIN;
+}
+
+void rows_cast_cpu(const RowsCast *args, Stream stream)
+{
+    (void)stream;
+    CHECK_RULE(rows_cast_suits(args, DEVICE_CPU));
+    const QTensor *q = &args->to;
+    uint64_t bytes = dtype_bytes(q->input, (uint64_t)q->columns);
+    for (int64_t row = 0; row < q->rows && row < *args->rows_total; row++) {
+        QTensor one;
+        Error error = {0};
+        if (args->row_map[row] < 0)
+            continue;
+        CHECK_RULE(qtensor_plan(&q->rule, q->input, 2, (int64_t[]){1, q->columns}, &one, &error));
+        int64_t source = args->mapped ? args->row_map[row] : row;
+        one.scale_layout = SCALES_PLAIN;
+        one.codes = (char *)q->codes + qtensor_code_bit(q, 0, row, 0) / 8;
+        int64_t scale = qtensor_scale_index(q, 0, row, 0);
+        one.scales = (char *)q->scales + dtype_bytes(q->rule.scale_dtype, (uint64_t)scale);
+        one.zeros =
+            q->zeros ? (char *)q->zeros + dtype_bytes(q->rule.zero_dtype, (uint64_t)scale) : NULL;
+        quantise((const char *)args->values + (uint64_t)source * bytes, NULL, &one);
+    }
+}
+
+KernelCost rows_cast_cost(const RowsCast *args)
+{
+    uint64_t elements = (uint64_t)(args->to.rows * args->to.columns);
+    return (KernelCost){.bytes = (double)dtype_bytes(args->to.input, elements) +
+                                 (double)qtensor_bytes(&args->to).total};
+}
 
 // The columns of `to` under one scale of each row: a group's, or a block's.
 typedef struct Span {

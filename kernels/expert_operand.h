@@ -39,6 +39,21 @@ typedef struct RowsAmax {
 } RowsAmax;
 KERNEL_DECLARE(rows_amax, RowsAmax);
 
+// Expert rows under a rule whose blocks are parts of one row, cast as they lie: row r of `to` is
+// that of the values, or of the row that the map names. Rows of padding are left as they are.
+typedef struct RowsCast {
+    const void *values;        // [.., to.columns] of to.input
+    const int32_t *row_map;    // [to.rows]
+    bool mapped;               // as in RowsTranspose
+    const int32_t *rows_total; // [1]
+    QTensor to;                // of one matrix, scales plain
+} RowsCast;
+KERNEL_DECLARE(rows_cast, RowsCast);
+// Local, host. Whether that device has rows_cast for this operand; codes need no memory yet. Else
+// the rows that the map names are to be laid side by side first, and cast (cast.h).
+bool rows_cast_suits(const RowsCast *args, DeviceKind device);
+OPTIONAL_SYMBOL bool rows_cast_suits_cuda(const RowsCast *args);
+
 // Expert rows, transposed and quantised along the rows of each group: a column of the values is a
 // row of `to`. A block that is a whole row is a group's part of it, scales are then [groups, rows];
 // other blocks do not cross groups. Codes of padding are 0, and an empty group's scales those of

@@ -38,6 +38,9 @@ expect_text out 'fp8_row +equal +- '
 expect_good 0 casts --device cpu --grow 14 --samples 2 --recipe fp8_row,nvfp4,W4A16 -o grow.h5
 expect_text out 'W4A16 .*2\^1[0-4]$'
 expect_error 2 'sizes begin at 2\^10' 0 casts --grow 9
+expect_good 0 gemms --device cpu --grow 12 --samples 2 --check_rows 2 --recipe none,fp8_row
+expect_text out '^fp8_row .*2\^1[0-2]$'
+expect_error 2 'sizes begin at 2\^10' 0 gemms --grow 9
 
 expect_error 2 "there is no recipe 'fp8_rows'" 0 casts --recipe fp8_rows
 expect_text err 'did you mean fp8_row'

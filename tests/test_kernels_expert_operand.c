@@ -112,8 +112,6 @@ static void amax_is_of_real_rows(void **state)
     data_destroy(&data);
 }
 
-// ---- sums over groups ----
-
 static QTensor tensor_make(Data *data, const QuantRule *rule, DType dtype, int64_t rows,
                            int64_t columns, int groups)
 {
@@ -124,8 +122,51 @@ static QTensor tensor_make(Data *data, const QuantRule *rule, DType dtype, int64
     QTensorBytes bytes = qtensor_bytes(&q);
     q.codes = data_poisoned(data, (int64_t)bytes.codes, 1);
     q.scales = data_poisoned(data, groups * (int64_t)bytes.scales, 1);
+    if (q.rule.has_zeros)
+        q.zeros = data_poisoned(data, (int64_t)bytes.zeros, 1);
     return q;
 }
+
+// Each row as if it were cast alone; rows of padding as they were.
+static void rows_are_cast(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"fp8_row", "fp8_block", "mxfp8", "int8_dynamic"};
+    enum { COLUMNS = 256 };
+    Data data = data_create();
+    for (size_t i = 0; i < COUNT_OF(names); i++) {
+        DType dtype = i % 2 ? DTYPE_F32 : DTYPE_BF16;
+        Recipe recipe;
+        Error error = {0};
+        assert_true(recipe_parse(names[i], &recipe, &error));
+        int32_t *map = row_map_make(&data);
+        void *values = data_normals(&data, SOURCES * COLUMNS, dtype, 1.0f);
+        QTensor q = tensor_make(&data, &recipe.activations, dtype, ROWS_MAX, COLUMNS, 1);
+        QTensor all = tensor_make(&data, &recipe.activations, dtype, SOURCES, COLUMNS, 1);
+        rows_cast(&(RowsCast){.values = values,
+                              .row_map = map,
+                              .mapped = true,
+                              .rows_total = &rows_total,
+                              .to = q},
+                  CPU);
+        quantise(values, NULL, &all);
+        uint64_t line = qtensor_bytes(&all).scales / SOURCES;
+        for (int64_t r = 0; r < ROWS_MAX; r++) {
+            const uint8_t *codes = (const uint8_t *)q.codes + r * COLUMNS;
+            bool real = r < TOTAL && map[r] >= 0;
+            if (!real) {
+                expect_poison(codes, DTYPE_BF16, 0, "codes of padding");
+                continue;
+            }
+            assert_memory_equal(codes, (const uint8_t *)all.codes + map[r] * COLUMNS, COLUMNS);
+            assert_memory_equal((const char *)q.scales + (uint64_t)r * line,
+                                (const char *)all.scales + (uint64_t)map[r] * line, line);
+        }
+    }
+    data_destroy(&data);
+}
+
+// ---- sums over groups ----
 
 // Of expert rows: those of `values` that the map names.
 static QTensor quantised(Data *data, const QuantRule *rule, DType dtype, int64_t rows,
@@ -231,9 +272,8 @@ static void sums_are_products_of_groups(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rows_are_transposed),
-        cmocka_unit_test(matrices_are_transposed),
-        cmocka_unit_test(amax_is_of_real_rows),
+        cmocka_unit_test(rows_are_transposed),         cmocka_unit_test(matrices_are_transposed),
+        cmocka_unit_test(amax_is_of_real_rows),        cmocka_unit_test(rows_are_cast),
         cmocka_unit_test(sums_are_products_of_groups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -115,6 +115,59 @@ static Operand operand_make(Twins *twins, const Rows *rows, const QuantRule *rul
     return o;
 }
 
+static void casts_of_rows(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"fp8_row",          "fp8_block",    "mxfp8",
+                                        "mxfp8:mode=floor", "int8_dynamic", "int8_int4"};
+    Twins twins = twins_create();
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        for (int pass = 0; pass < 8; pass++) {
+            const TwinsMark mark = twins_mark(&twins);
+            const int64_t columns = (int64_t[]){128, 2048, 1408, 8192}[pass % 4];
+            const DType dtype = pass % 2 ? DTYPE_BF16 : DTYPE_F32;
+            const bool mapped = pass % 3 > 0;
+            Recipe recipe;
+            Error error = {0};
+            assert_true(recipe_parse(names[i], &recipe, &error));
+            snprintf(twins.text, sizeof(twins.text), "%s of %s, %lld columns, pass %d", names[i],
+                     dtype_row(dtype)->name, (long long)columns, pass);
+            Rows rows = rows_make(&twins);
+            const int64_t sources = mapped ? SOURCES : rows.rows_max;
+            Twin values = twin_normals(&twins, sources * columns, dtype, 1.5f);
+            for (int odd = 0; odd < 20; odd++)
+                twin_put(values.host, dtype, twins_below(&twins, sources * columns),
+                         odd % 2 ? NAN : INFINITY);
+            twin_upload(&twins, &values);
+            QTensor q;
+            assert_true(qtensor_plan(&recipe.activations, dtype, 2,
+                                     (int64_t[]){rows.rows_max, columns}, &q, &error));
+            q.scale_layout = SCALES_PLAIN;
+            QTensorBytes bytes = qtensor_bytes(&q);
+            Twin codes = twin_create(&twins, (int64_t)bytes.codes, 1);
+            Twin scales = twin_create(&twins, (int64_t)bytes.scales, 1);
+            Twin zeros = twin_create(&twins, (int64_t)bytes.zeros + 1, 1);
+            for (int cuda = 0; cuda < 2; cuda++) {
+                q.codes = cuda ? codes.device : codes.host;
+                q.scales = cuda ? scales.device : scales.host;
+                if (q.rule.has_zeros)
+                    q.zeros = cuda ? zeros.device : zeros.host;
+                RowsCast args = {.values = cuda ? values.device : values.host,
+                                 .row_map = cuda ? rows.map.device : rows.map.host,
+                                 .mapped = mapped,
+                                 .rows_total = cuda ? rows.total.device : rows.total.host,
+                                 .to = q};
+                assert_true(rows_cast_suits(&args, cuda ? DEVICE_CUDA : DEVICE_CPU));
+                rows_cast(&args, cuda ? twins.cuda : twins.cpu);
+            }
+            twin_expect_same(&twins, &scales, DTYPE_U8, "scales");
+            twin_expect_same(&twins, &zeros, DTYPE_U8, "zeros");
+            twin_expect_same(&twins, &codes, DTYPE_U8, "codes");
+            twins_release(&twins, mark);
+        }
+    twins_destroy(&twins);
+}
+
 static void casts_of_groups(void **state)
 {
     (void)state;
@@ -255,6 +308,7 @@ int main(void)
         return EXIT_CODE_SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(amax_of_rows),
+        cmocka_unit_test(casts_of_rows),
         cmocka_unit_test(casts_of_groups),
         cmocka_unit_test(sums_over_groups),
     };

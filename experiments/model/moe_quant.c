@@ -245,7 +245,6 @@ static const char *gather(const Moe *moe, const GroupedGemm *product, Stream str
     const EpRows *rows = ep_rows(moe->ep);
     if (!product->a_index)
         return product->a;
-    CHECK_RULE(product->a_index == rows->row_of_expert_row);
     moe_scale_rows(&(MoeScaleRows){.hidden = product->a_stride,
                                    .rows_max = rows->expert_rows_max,
                                    .dtype = product->dtype,
@@ -383,13 +382,24 @@ static void rows_product(Moe *moe, MoeProduct which, const GroupedGemm *product,
 {
     MoeQuant *quant = moe->quant;
     QuantGemm gemm = gemm_of(moe, which);
-    const char *values = gather(moe, product, stream);
+    const EpRows *rows = ep_rows(moe->ep);
+    CHECK_RULE(!product->a_index || product->a_index == rows->row_of_expert_row);
+    const RowsCast direct = {.values = product->a,
+                             .row_map = rows->row_of_expert_row,
+                             .mapped = product->a_index != NULL,
+                             .rows_total = rows->rows_total,
+                             .to = gemm.a.q};
+    const bool at_once =
+        gemm.a.quantised && stream.device != DEVICE_CPU && rows_cast_suits(&direct, stream.device);
+    const char *values = at_once ? NULL : gather(moe, product, stream);
     gemm.a.values = values;
     gemm.b.values = product->b;
     gemm.c = product->c;
     gemm.workspace = quant->workspace;
     gemm.rows_expected = product->rows_expected;
-    if (gemm.a.quantised)
+    if (at_once)
+        rows_cast(&direct, stream);
+    else if (gemm.a.quantised)
         cast_rows(moe, which, product, values, stream);
     if (gemm.b.quantised)
         cast_weights(moe, which, product->b, stream);

@@ -1,8 +1,9 @@
-// experts.cu -- casts of expert rows along the rows of each group, for weights' gradients.
+// experts.cu -- casts of expert rows: as they lie, by the kernels of other rows, and along the rows
+// of each group, for weights' gradients.
 //
-// By the tiles of cast/tiles.cuh, whose 128 rows are part of one group: read once, or twice where a
-// scale spans a group. What these do not take (columns that are no multiple of 8) goes through the
-// plain kernel, whose reads are one element of a row each.
+// The latter by the tiles of cast/tiles.cuh, whose 128 rows are part of one group: read once, or
+// twice where a scale spans a group. What these do not take (columns that are no multiple of 8)
+// goes through the plain kernel, whose reads are one element of a row each.
 #include "kernels/cast/launch.cuh"
 #include "kernels/expert_operand.h"
 
@@ -12,6 +13,34 @@ static __device__ __forceinline__ int64_t terms_aligned(int64_t terms)
 {
     return (terms + EXPERT_TERMS_ALIGN - 1) / EXPERT_TERMS_ALIGN * EXPERT_TERMS_ALIGN;
 }
+
+// ---- as they lie ----
+
+bool rows_cast_suits_cuda(const RowsCast *args)
+{
+    const QTensor *q = &args->to;
+    const CastKernels *kernels = cast_kernels_for(q);
+    const CastSpanKind span = cast_span_of(q);
+    return kernels && q->matrices == 1 && q->rule.block_rows == 1 &&
+           q->columns % GROUP_ELEMENTS == 0 && cuda_aligned(args->values) &&
+           (span == SPAN_ROW ? kernels->warps != NULL : span == SPAN_GROUP && kernels->rows);
+}
+
+void rows_cast_cuda(const RowsCast *args, Stream stream)
+{
+    const QTensor *q = &args->to;
+    CHECK_RULE(rows_cast_suits_cuda(args) && cuda_aligned(q->codes));
+    CastWork work = cast_work_of(args->values, q);
+    if (work.all_rows == 0 || work.columns == 0)
+        return;
+    work.row_map = args->row_map;
+    work.rows_total = args->rows_total;
+    work.mapped = args->mapped;
+    (cast_span_of(q) == SPAN_ROW ? cast_launch_blocks
+                                 : cast_launch_rows)(&work, cast_kernels_for(q), stream);
+}
+
+// ---- along the rows of each group ----
 
 // A column of the values at row `row` of the experts; false: padding.
 template <typename Element>

@@ -180,10 +180,13 @@ __global__ void __launch_bounds__(CAST_THREADS, 3)
     const int64_t any_row = (int64_t)(blockIdx.x / across) * CAST_WARPS + threadIdx.x / WARP_LANES;
     if (any_row >= work.all_rows)
         return;
+    const int64_t source = work_source(work, any_row);
+    if (source < 0)
+        return;
     const RowPlace where = {work, any_row / work.rows, any_row % work.rows,
                             (int64_t)(blockIdx.x % across) * CAST_REACH +
                                 lane_index() * GROUP_ELEMENTS};
-    const Element *values = (const Element *)work.values;
+    const Element *values = (const Element *)work.values + (source - any_row) * work.columns;
     Group<Element> unit[CAST_UNITS];
 #pragma unroll
     for (int u = 0; u < CAST_UNITS; u++) {
@@ -375,10 +378,10 @@ __device__ __forceinline__ CastPiece piece_of(const CastWork &work, int64_t matr
 }
 
 template <typename Element, int UNITS>
-__device__ __forceinline__ void piece_load(const CastWork &work, const CastPiece &piece,
+__device__ __forceinline__ void piece_load(const Element *values, const CastPiece &piece,
                                            Group<Element> (&unit)[UNITS])
 {
-    const Element *from = (const Element *)work.values + piece.first;
+    const Element *from = values + piece.first;
 #pragma unroll
     for (int u = 0; u < UNITS; u++) {
         unit_clear(&unit[u]);
@@ -400,17 +403,17 @@ __device__ __forceinline__ P piece_peak(const CastPiece &piece, const Group<Elem
 }
 
 template <typename Kind, typename Element, int UNITS>
-__device__ __forceinline__ void
-piece_codes(const CastWork &work, const QuantContext &context, const QuantBlock &block, float amax,
-            const CastPiece &piece, const Group<Element> (&unit)[UNITS])
+__device__ __forceinline__ void piece_codes(const CastWork &work, const Element *values,
+                                            const QuantContext &context, const QuantBlock &block,
+                                            float amax, const CastPiece &piece,
+                                            const Group<Element> (&unit)[UNITS])
 {
     if (!unit_fits<Kind>(context, block, amax)) {
         const bool usual = cast_quick_fits(&context, &block, amax);
 #pragma unroll 1
         for (int u = 0; u < UNITS && u < piece.count; u++) {
             const int64_t element = piece.first + u * piece.step;
-            unit_again<Kind>(work, context, block, usual, (const Element *)work.values + element,
-                             element);
+            unit_again<Kind>(work, context, block, usual, values + element, element);
         }
         return;
     }
@@ -435,13 +438,17 @@ __device__ __forceinline__ void cast_block(const CastWork &work, int64_t index, 
     const int64_t in_matrix = work.grid.rows * work.grid.columns, matrix = index / in_matrix;
     const int64_t row = index % in_matrix / work.grid.columns;
     const int64_t column = index % in_matrix % work.grid.columns;
+    const int64_t source = work_source(work, row);
+    if (source < 0)
+        return;
+    const Element *values = (const Element *)work.values + (source - row) * work.columns;
     const CastPiece all = piece_of(work, matrix, row, column, thread, threads);
     const QuantContext context = cast_context<Kind>(work, matrix);
     Group<Element> unit[units];
     P peak = P::none();
     CastPiece piece = all;
     for (; piece.count > 0; piece.count -= units, piece.first += units * piece.step) {
-        piece_load(work, piece, unit);
+        piece_load(values, piece, unit);
         peak = piece_peak(piece, unit, peak);
     }
     if (!work.given)
@@ -457,8 +464,8 @@ __device__ __forceinline__ void cast_block(const CastWork &work, int64_t index, 
     cast_quick_ready(&context, &block, statistics.amax);
     for (piece = all; piece.count > 0; piece.count -= units, piece.first += units * piece.step) {
         if (all.count > units)
-            piece_load(work, piece, unit);
-        piece_codes<Kind>(work, context, block, statistics.amax, piece, unit);
+            piece_load(values, piece, unit);
+        piece_codes<Kind>(work, values, context, block, statistics.amax, piece, unit);
     }
 }
 

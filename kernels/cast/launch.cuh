@@ -24,6 +24,10 @@ const float *cast_measure(const void *values, const QTensor *q, Stream stream);
 void cast_prepare(const CastWork *work, const float *amax, const QTensor *q, Stream stream);
 // Enqueues(stream). Amaxes at the place of every row's scale become the scales.
 void cast_settle_rows(const CastWork *work, Stream stream);
+// Enqueues(stream). One thread block or warp for each block of scales; one row of units after the
+// other, 1024 columns to a warp (CastKernels.rows).
+void cast_launch_blocks(const CastWork *work, const CastKernels *kernels, Stream stream);
+void cast_launch_rows(const CastWork *work, const CastKernels *kernels, Stream stream);
 // Enqueues(stream). Any operand, prepared before; values may lie transposed.
 void cast_plain(const CastWork *work, const QTensor *q, bool transposed, Stream stream);
 // Enqueues(stream). The transposed cast, and with it the other where one read makes both: returns

@@ -465,7 +465,7 @@ extern const CastKernels cast_kernels_fp8[][2], cast_kernels_fp4[][2], cast_kern
 // Some layouts and methods only groups have.
 template <typename Kind> static constexpr CastKernels cast_kernels_of()
 {
-    constexpr bool fp8 = Kind::method == QUANT_SYMMETRIC && Kind::code == CODE_E4M3;
+    constexpr bool fp8 = Kind::layout == CODES_BYTES && Kind::code == CODE_E4M3;
     CastKernels kernels = {};
     if constexpr (Kind::layout == CODES_TILED) {
         kernels.groups = cast_tiled_kernel<Kind>;
@@ -485,7 +485,7 @@ template <typename Kind> static constexpr CastKernels cast_kernels_of()
                   (Kind::method == QUANT_MX || (Kind::method == QUANT_SYMMETRIC &&
                                                 Kind::quotient != QUOTIENT_RECIPROCAL_INPUT)))
         kernels.tiles = cast_tiles_kernel<Kind, false>;
-    if constexpr (Kind::layout == CODES_BYTES && Kind::code == CODE_E4M3)
+    if constexpr (fp8)
         kernels.expert_tiles = cast_tiles_kernel<Kind, true>;
     return kernels;
 }

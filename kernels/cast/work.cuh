@@ -53,7 +53,19 @@ struct CastWork {
     int64_t count;  // elements
     int group_bits; // log2 of a group's columns
     CastDivisor by_grid_columns, by_rows;
+    // Of rows of experts (expert_operand.h): NULL, or which are real, and of which values.
+    const int32_t *row_map, *rows_total;
+    bool mapped;
 };
+
+// The row of the values that is cast as row `row` of a matrix; -1: none.
+__device__ __forceinline__ int64_t work_source(const CastWork &work, int64_t row)
+{
+    if (!work.row_map)
+        return row;
+    const int64_t mapped = row < __ldg(work.rows_total) ? __ldg(work.row_map + row) : -1;
+    return mapped < 0 || work.mapped ? mapped : row;
+}
 
 // A variant as a type; constants of it leave one path through cast_choose and cast_encode.
 template <QuantMethod METHOD, QuantCode CODE, CodeLayout LAYOUT, QuantQuotient QUOTIENT,

@@ -3,7 +3,7 @@
   python3 results/measured/race_gemms.py --peer torch_casts.py --rounds 3 -o results/measured/gemms_h200.md
 
 Dense 8192^3, the grouped products of two MoE layers (60 x 2816 x 2048 with 61440 rows, 32 x 4096 x 7168 with 65536), and few rows
-under weights alone. The peer prints lines `gemm NAME RATE TF/s` and `grouped NAME RATE TF/s` of the same sizes. Every product of ours
+under weights alone; once, squares of growing size (--grow). The peer prints lines `gemm NAME RATE TF/s` and `grouped NAME RATE TF/s` of the same sizes. Every product of ours
 is checked in the same run against one in double precision of the dequantised operands. Medians over rounds, smallest and largest.
 """
 import argparse, json, re, statistics, sys, time
@@ -42,6 +42,7 @@ def main():
     p.add_argument("--program", default="build/meshwork")
     p.add_argument("--peer")
     p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--grow", type=int, default=30)
     p.add_argument("-o", required=True)
     a = p.parse_args()
     started, before = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), clocks()
@@ -62,6 +63,8 @@ def main():
                         cells.setdefault((title, shape, name), []).append(value)
         for turn in (peer_turn, our_turn) if index % 2 == 0 else (our_turn, peer_turn):
             turn()
+    grow = [a.program, "gemms", "--device", "cuda", "--grow", str(a.grow), "--timeout", "0.3", "--no-check", "--recipe", TENSOR_CORES + ",nvfp4,int4_weight_only"]
+    growth = run(grow) if a.grow else ""
     with open(a.o, "w") as f:
         f.write("# Quantised products on an H200\n\n")
         f.write(f"{started}, {a.rounds} rounds, programs alternating; bf16 in and out. Clocks, power, temperature, throttle reasons before: "
@@ -77,6 +80,9 @@ def main():
             f.write("\n## PyTorch in the same run\n\n| product | TFLOP/s |\n|---|---|\n")
             for name, values in peers.items():
                 f.write(f"| {name} | {spread(values, 0)} |\n")
+        if growth:
+            f.write(f"\n## Growth: squares of up to 2^{a.grow} elements\n\n```\n{growth.strip()}\n```\n")
+            commands.add(" ".join(grow))
         f.write("\n## Commands\n\n    python3 results/measured/race_gemms.py " + " ".join(sys.argv[1:]) + "\n")
         for command in sorted(commands):
             f.write(f"    {command}\n")

@@ -2,6 +2,8 @@
 
   python3 results/measured/race_moe_layer.py --peer torch_moe_layer.py --program build/meshwork \
       --rounds 3 --gpus 2 -o results/measured/moe_layer_h200.md
+  python3 results/measured/race_moe_layer.py --peer torch_moe_layer.py --rounds 3 --gpus 1 --skews 0 --shapes qwen1.5-moe \
+      --recipes fp8_row,fp8_block,mxfp8 -o results/measured/moe_recipes_h200.md      # ours also under recipes
 
 The peer prints lines "moe_layer NAME W=.. skew=.. T/rank=.. fwd_ms=.. .. step_ms=..". Each round runs, for every number of
 GPUs and every routing, the peer and then ours (the order flips each round). The table holds the median over rounds of
@@ -36,12 +38,12 @@ def is_checked(name, gpus, skew, exact):
     return not exact and (name != "dsv3-like" or (gpus > 1 and not skew))
 
 
-def run_layer(program, name, gpus, skew, exact, check):
+def run_layer(program, name, gpus, skew, exact, check, recipe):
     tokens, hidden, experts, top_k, inner = SHAPES[name]
     return run_ours(gpus, [program, "dp2ep", "--device", "cuda", "--mesh", f"ep={gpus}", "--experts", str(experts), "--top_k", str(top_k),
                            "--dim", str(hidden), "--hidden", str(inner), "--tokens", str(tokens), "--score", "softmax", "--dtype", "bf16",
                            "--routing", f"skew:{skew}" if skew else "model", "--samples", "20", "--timeout", "3",
-                           "--exact" if exact else "--no-exact", "--check" if check else "--no-check"])
+                           "--exact" if exact else "--no-exact", "--check" if check else "--no-check"] + (["--recipe", recipe] if recipe else []))
 
 
 def main():
@@ -52,6 +54,7 @@ def main():
     p.add_argument("--gpus", default="1,2")
     p.add_argument("--skews", default="0,7")
     p.add_argument("--shapes", default=",".join(SHAPES))
+    p.add_argument("--recipes", default="", help="ours under these too")
     p.add_argument("--limit_s", type=float, default=1e9, help="start no round after this long")
     p.add_argument("--raw", help="every result, one JSON line each")
     p.add_argument("-o", required=True)
@@ -71,13 +74,14 @@ def main():
 
                 def our_turn():
                     for name in a.shapes.split(","):
-                        for exact in (False, True) if round_index == 0 and gpus > 1 else (False,):
+                        variants = ["fast"] + (["exact"] if round_index == 0 and gpus > 1 else []) + [r for r in a.recipes.split(",") if r]
+                        for who in variants:
+                            exact, recipe = who == "exact", "" if who in ("fast", "exact") else who
                             run_begin = time.time()
-                            result, command = run_layer(a.program, name, gpus, skew, exact, round_index == 0 and is_checked(name, gpus, skew, exact))
-                            print(f"  {name} gpus {gpus} skew {skew} {'exact' if exact else 'fast'} in {time.time() - run_begin:.0f} s", flush=True)
+                            result, command = run_layer(a.program, name, gpus, skew, exact, round_index == 0 and is_checked(name, gpus, skew, exact), recipe)
+                            print(f"  {name} gpus {gpus} skew {skew} {who} in {time.time() - run_begin:.0f} s", flush=True)
                             if not result:
                                 continue
-                            who = "exact" if exact else "fast"
                             commands.add(command)
                             pair = (median_ms(result, "forward"), median_ms(result, "step"))
                             cells.setdefault((name, gpus, skew), {}).setdefault(who, []).append(pair)
@@ -115,11 +119,21 @@ def write(a, cells, checks, last, commands, started, before):
                         f"{statistics.median(peer) / statistics.median(fast):.2f}x" if peer and fast else "-",
                         spread(exact) if exact else "-"]
             f.write("| " + " | ".join(row) + " |\n")
-        f.write("\nRatio: PyTorch over ours, above 1 is ours ahead.\n\n## Phases, last round, --no-exact (medians, ms; enqueued, not in a graph)\n\n")
+        if a.recipes:
+            f.write("\n## Ours under recipes\n\n| layer | GPUs | skew | recipe | fwd | of ours bf16 | of PyTorch bf16 | step | of ours bf16 | of PyTorch bf16 |\n|---|---|---|---|---|---|---|---|---|---|\n")
+        for (name, gpus, skew), who in sorted(cells.items()):
+            for recipe in [r for r in a.recipes.split(",") if r in who]:
+                row = [name, str(gpus), str(skew or "even"), recipe]
+                for part in (0, 1):
+                    ours = [v[part] for v in who[recipe]]
+                    row += [spread(ours)] + [f"{statistics.median([v[part] for v in who[other]]) / statistics.median(ours):.2f}x" if other in who else "-"
+                                             for other in ("fast", "peer")]
+                f.write("| " + " | ".join(row) + " |\n")
+        f.write("\nRatio: PyTorch over ours, above 1 is ours ahead.\n\n## Phases, last round, not --exact (medians, ms; enqueued, not in a graph)\n\n")
         for (name, gpus, skew, who), result in sorted(last.items()):
-            if who != "fast":
+            if who == "exact":
                 continue
-            f.write(f"\n### {name}, {gpus} GPU, skew {skew or 'even'}\n\n| span | ms | floor ms | TFLOP/s | GB/s memory | wire MB | logical MB | wire GB/s | of the link |\n|---|---|---|---|---|---|---|---|---|\n")
+            f.write(f"\n### {name}, {gpus} GPU, skew {skew or 'even'}{'' if who == 'fast' else ', ' + who}\n\n| span | ms | floor ms | TFLOP/s | GB/s memory | wire MB | logical MB | wire GB/s | of the link |\n|---|---|---|---|---|---|---|---|---|\n")
             ceilings = result["run"].get("extra", result["run"]).get("ceilings") or {}
             link = ceilings.get("link_bytes_per_s") or 0
             for m in result["measurements"]:
