@@ -1,22 +1,9 @@
-// format_f16.c -- IEEE binary16 in the table.
+// format_f16.c -- IEEE binary16 in the table: torch's and CUDA's conventions.
 //
-// Source: IEEE 754-2019, 3.6. What becomes of a NaN's payload is the machine's choice: x86 (F16C,
-// which torch uses there) keeps its leading bits, CUDA has one NaN.
+// Sources: see format_f16.h.
+#include "quant/format_f16.h"
+
 #include "harness/dtype.h"
-#include "quant/format_float.h"
-
-// clang-format off
-//                         bits exponent mantissa bias largest
-#define FORMAT_F16_NUMBERS 16,  5,       10,      15,  0x7BFF
-#define FORMAT_F16_ENCODERS(ROW) \
-    ROW(f16, torch, FORMAT_INFINITY, 0x7E00, FORMAT_NAN_KEEPS_PAYLOAD, \
-        "torch on x86, F16C") \
-    ROW(f16, cuda, FORMAT_INFINITY, 0x7FFF, FORMAT_NAN_KEEPS_NOTHING, \
-        "CUDA __float2half_rn")
-// clang-format on
-
-FORMAT_FLOAT(f16, FORMAT_F16_NUMBERS)
-FORMAT_F16_ENCODERS(FORMAT_FLOAT_ENCODER)
 
 // A signalling NaN stays one.
 static float decode(uint32_t code)

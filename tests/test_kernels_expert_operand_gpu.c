@@ -118,8 +118,8 @@ static Operand operand_make(Twins *twins, const Rows *rows, const QuantRule *rul
 static void casts_of_rows(void **state)
 {
     (void)state;
-    static const char *const names[] = {"fp8_row",          "fp8_block",    "mxfp8",
-                                        "mxfp8:mode=floor", "int8_dynamic", "int8_int4"};
+    static const char *const names[] = {"fp8_row", "fp8_block", "mxfp8", "mxfp8:mode=floor",
+                                        "int8_dynamic"};
     Twins twins = twins_create();
     for (size_t i = 0; i < COUNT_OF(names); i++)
         for (int pass = 0; pass < 8; pass++) {

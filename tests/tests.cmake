@@ -1,5 +1,6 @@
 # Tests are found by file name and say in their first lines how they want to be run:
 #   tests/test_<folder>_<unit>.c   a cmocka program.  // ranks: 1 2 4   // labels: gpu slow
+#   tests/test_<folder>_<unit>.cu  the same with kernels of its own, so with "gpu" among its labels
 #   tests/program_<what>.sh        the whole program, called with the build folder.  # labels: slow   # timeout: 1200
 #   tests/check_<what>.sh          the source tree, called with the source folder
 # "# builds: release" keeps a script out of the debug build: what it shows hardly depends on the build.
@@ -37,7 +38,7 @@ function(describe_test name)
     "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1;OMPI_MCA_mpi_yield_when_idle=1;OMPI_MCA_btl_vader_single_copy_mechanism=none;MESHWORK_GOLDEN=${CMAKE_SOURCE_DIR}/tests/golden")
 endfunction()
 
-file(GLOB test_sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/test_*.c")
+file(GLOB test_sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/test_*.c" "${CMAKE_SOURCE_DIR}/tests/test_*.cu")
 foreach(source ${test_sources})
   get_filename_component(name "${source}" NAME_WE)
   read_header("${source}" ranks ranks)
@@ -48,6 +49,7 @@ foreach(source ${test_sources})
   add_executable(${name} EXCLUDE_FROM_ALL "${source}" ${all_objects})
   target_link_libraries(${name} PRIVATE meshwork_flags ${CMOCKA_LIBRARY})
   target_include_directories(${name} SYSTEM PRIVATE ${CMOCKA_INCLUDE})
+  target_compile_options(${name} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${OpenMP_C_FLAGS}>")
   if(have_cuda)
     set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CUDA CUDA_RESOLVE_DEVICE_SYMBOLS OFF)
   endif()
