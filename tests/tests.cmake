@@ -35,7 +35,7 @@ function(describe_test name)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${t_LABELS}" SKIP_RETURN_CODE 77 TIMEOUT ${timeout}
     PROCESSORS ${t_PROCESSORS} ENVIRONMENT
-    "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1;OMPI_MCA_mpi_yield_when_idle=1;OMPI_MCA_btl_vader_single_copy_mechanism=none;MESHWORK_GOLDEN=${CMAKE_SOURCE_DIR}/tests/golden")
+    "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1;OMPI_MCA_mpi_yield_when_idle=1;OMPI_MCA_btl_vader_single_copy_mechanism=none;OMP_WAIT_POLICY=passive;MESHWORK_GOLDEN=${CMAKE_SOURCE_DIR}/tests/golden")
 endfunction()
 
 file(GLOB test_sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/test_*.c" "${CMAKE_SOURCE_DIR}/tests/test_*.cu")

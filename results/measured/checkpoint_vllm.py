@@ -6,9 +6,10 @@ A Qwen2-MoE of random weights with dimensions of 256 and more, in bf16 and quant
 own, which prints the log-probabilities of 16 greedy tokens after one prompt of token ids. Verdict: it generates, and the mean difference of the
 first token's log-probability from bf16's is below 0.5 (a wrong layout of codes or scales gives noise of several).
 """
-import argparse, json, subprocess, sys, tempfile, time
+import argparse, json, os, subprocess, sys, tempfile, time
 
 SCHEMES = ("FP8_DYNAMIC", "W4A16", "NVFP4A16")
+LIMIT_S = 300
 PROMPT = [(7 * i) % 300 for i in range(24)]
 
 
@@ -25,15 +26,27 @@ def make(folder):
 def generate(folder):
     import vllm
 
-    llm = vllm.LLM(folder, skip_tokenizer_init=True, enforce_eager=True, gpu_memory_utilization=0.3, max_model_len=128)
+    llm = vllm.LLM(folder, skip_tokenizer_init=True, enforce_eager=True, gpu_memory_utilization=0.15, max_model_len=128)
     out = llm.generate([{"prompt_token_ids": PROMPT}], vllm.SamplingParams(temperature=0, max_tokens=16, logprobs=5, detokenize=False))[0].outputs[0]
     print(json.dumps({"version": vllm.__version__, "tokens": list(out.token_ids), "logprobs": {str(k): v.logprob for k, v in out.logprobs[0].items()}}))
 
 
-def run(folder):
-    job = subprocess.run([sys.executable, __file__, "--generate", folder], capture_output=True, text=True)
-    lines = [line for line in job.stdout.splitlines() if line.startswith("{")]
-    return (json.loads(lines[-1]), "") if job.returncode == 0 and lines else (None, " ".join(job.stderr.split())[-200:])
+def start(folder):
+    """A load takes most of a minute, so all run at once; a pipe of each would fill."""
+    with open(folder + ".out", "w") as out, open(folder + ".err", "w") as err:
+        return folder, subprocess.Popen([sys.executable, __file__, "--generate", folder], stdout=out, stderr=err, env=dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"))
+
+
+def end(folder, job):
+    try:
+        job.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        job.kill()
+    text, why = open(folder + ".out").read(), open(folder + ".err").read()
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    good = job.returncode == 0 and lines
+    print(folder.split("/")[-1], "generates" if good else f"exit {job.returncode}: {why[-1500:]}", flush=True)
+    return (json.loads(lines[-1]), "") if good else (None, " ".join(why.split())[-200:])
 
 
 def main():
@@ -46,11 +59,12 @@ def main():
         return generate(a.generate)
     with tempfile.TemporaryDirectory() as work:
         make(f"{work}/source")
-        plain, why = run(f"{work}/source")
-        rows = [("bf16", "generates" if plain else why, "", "")]
         for scheme in SCHEMES:
             subprocess.run([a.program, "quantize", "--model", f"{work}/source", "--out", f"{work}/{scheme}", "--recipe", scheme], check=True)
-            ours, why = run(f"{work}/{scheme}")
+        jobs = [start(f"{work}/{name}") for name in ("source",) + SCHEMES]
+        (plain, why), *quantised = [end(*job) for job in jobs]
+        rows = [("bf16", "generates" if plain else why, "", "")]
+        for scheme, (ours, why) in zip(SCHEMES, quantised):
             both = [k for k in ours["logprobs"] if k in plain["logprobs"]] if ours and plain else []
             worst = sum(abs(ours["logprobs"][k] - plain["logprobs"][k]) for k in both) / len(both) if both else float("nan")
             rows.append((scheme, "generates" if ours else why, f"{worst:.3f}", "good" if ours and worst < 0.5 else "BAD"))
