@@ -5,12 +5,18 @@
 #include "quant/torch_file.h"
 
 #include "quant/message.h"
+#include "quant/torch_legacy.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { ATTRIBUTE_DEPTH_MAX = 6, ATTRIBUTE_NODES_MAX = 256, TENSORS_MAX = 1 << 20 };
+enum {
+    ATTRIBUTE_DEPTH_MAX = 6,
+    ATTRIBUTE_NODES_MAX = 256,
+    SUBCLASS_LEVELS_MAX = 3,
+    TENSORS_MAX = 1 << 20
+};
 
 typedef struct Reader {
     const char *path, *name; // of the file and of the parameter at hand
@@ -295,14 +301,48 @@ static bool is_tensor(const PickleValue *value)
            pickle_arguments(value, "torch._utils _rebuild_parameter");
 }
 
-static bool read_state(Reader *reader, const PickleValue *state, TorchTensor *tensor)
+// The class of torchao's and the state of _rebuild_from_type_v2(function, class, (class, dtype,
+// shape, ...), state).
+static bool find_subclass(Reader *reader, const PickleValue *arguments, const PickleValue **type,
+                          const PickleValue **state)
 {
-    tensor->attributes = json_object();
-    reader->nodes = ATTRIBUTE_NODES_MAX;
+    *type = pickle_item(arguments, 1);
+    *state = pickle_item(arguments, 3);
+    if (!pickle_is_global(pickle_item(arguments, 0), "torch._utils _rebuild_wrapper_subclass") ||
+        !*type || (*type)->kind != PICKLE_GLOBAL || strncmp((*type)->text, "torchao", 7) != 0)
+        return BAD(reader, "it is no tensor class of torchao");
+    if (!*state || (*state)->kind != PICKLE_DICT)
+        return BAD(reader, "its state is no dict");
+    return true;
+}
+
+static bool read_state(Reader *reader, const PickleValue *state, int level, TorchTensor *tensor);
+
+// A class within a class: its parts and attributes join the outer one's.
+static bool read_inner(Reader *reader, const char *key, const PickleValue *arguments, int level,
+                       TorchTensor *tensor)
+{
+    const PickleValue *type, *state;
+    if (level == SUBCLASS_LEVELS_MAX || --reader->nodes < 0)
+        return BAD(reader, "more than %d classes within each other", SUBCLASS_LEVELS_MAX);
+    if (!find_subclass(reader, arguments, &type, &state))
+        return false;
+    json_set(tensor->attributes, key, typed(class_of(type), json_object()));
+    return read_state(reader, state, level + 1, tensor);
+}
+
+static bool read_state(Reader *reader, const PickleValue *state, int level, TorchTensor *tensor)
+{
     for (uint32_t i = 0; i + 1 < state->count; i += 2) {
         const PickleValue *key = state->items[i], *value = state->items[i + 1];
         if (key->kind != PICKLE_TEXT || key->count >= TORCH_NAME_BYTES)
             return BAD(reader, "an attribute whose name is no short text");
+        const PickleValue *inner = pickle_arguments(value, "torch._tensor _rebuild_from_type_v2");
+        if (inner) {
+            if (!read_inner(reader, key->text, inner, level, tensor))
+                return false;
+            continue;
+        }
         if (!is_tensor(value)) {
             json_set(tensor->attributes, key->text, attribute(reader, value, 0));
             continue;
@@ -317,24 +357,23 @@ static bool read_state(Reader *reader, const PickleValue *state, TorchTensor *te
     return true;
 }
 
-// _rebuild_from_type_v2(function, class, (class, dtype, shape, ...), state)
 static bool read_subclass(Reader *reader, const PickleValue *arguments, TorchTensor *tensor)
 {
-    const PickleValue *type = pickle_item(arguments, 1), *inner = pickle_item(arguments, 2);
-    const PickleValue *state = pickle_item(arguments, 3);
-    if (!pickle_is_global(pickle_item(arguments, 0), "torch._utils _rebuild_wrapper_subclass") ||
-        !type || type->kind != PICKLE_GLOBAL || strncmp(type->text, "torchao", 7) != 0)
-        return BAD(reader, "it is no tensor class of torchao");
-    if (!state || state->kind != PICKLE_DICT)
-        return BAD(reader, "its state is no dict");
+    const PickleValue *type, *inner = pickle_item(arguments, 2), *state;
+    if (!find_subclass(reader, arguments, &type, &state))
+        return false;
     const TorchDType *dtype = find_dtype(pickle_item(inner, 1), false);
     if (!dtype)
         return BAD(reader, "its dtype is none that tensors of files have");
     tensor->tensor.dtype = dtype->dtype;
     snprintf(tensor->class_name, sizeof(tensor->class_name), "%.60s", class_of(type));
+    tensor->attributes = json_object();
+    reader->nodes = ATTRIBUTE_NODES_MAX;
     return read_sizes(reader, pickle_item(inner, 2), "shape", tensor->tensor.shape,
                       &tensor->tensor.rank) &&
-           read_state(reader, state, tensor);
+           read_state(reader, state, 1, tensor) &&
+           (!torch_legacy_is(tensor->class_name) ||
+            torch_legacy_translate(reader->path, tensor, reader->error));
 }
 
 static bool read_value(Reader *reader, const PickleValue *value, TorchTensor *tensor)

@@ -184,6 +184,20 @@ mkdir other.partial
 expect_error 73 'interrupted' 0 "${words[@]}" --out other
 expect_error 73 'another command' 0 "${words[@]}" --out other --resume
 
+# ---- torchao's classes of before April 2026 ----
+for old in "$golden"/legacy_torchao/*; do
+    if [ ! -e "$old/expected.safetensors" ]; then continue; fi
+    rm -rf values modern
+    expect_good 0 convert --model "$old" --out values --layout bf16
+    for tensor in model.layers.0.mlp.up_proj.weight model.layers.0.mlp.experts.0.down_proj.weight; do
+        if ! tensor_bytes "$old/expected.safetensors" $tensor >/dev/null 2>&1; then continue; fi
+        expect_tensor_same values/model.safetensors "$old/expected.safetensors" $tensor
+    done
+    expect_good 0 convert --model "$old" --out modern --layout torchao
+    expect_text err 'note: lossless'
+done
+expect_error 65 'zero points that are not 0' 0 inspect "$golden/legacy_torchao/zero_points"
+
 # ---- a full disk ----
 mkdir small
 trap 'umount -q "$work/small" 2>/dev/null; leave' EXIT
