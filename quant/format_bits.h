@@ -78,7 +78,7 @@ FORMAT_INLINE uint32_t format_round_even(uint32_t magnitude, uint32_t bias, uint
     return format_shift_even(significand, format_minimum(shift, 25));
 }
 
-// The f32 bits of a finite code without sign. Exact.
+// The f32 bits of a finite code without sign. Exact. bias: less than f32's, or no subnormals.
 FORMAT_INLINE uint32_t format_widen(uint32_t code, uint32_t bias, uint32_t mantissa_bits)
 {
     uint32_t dropped = FORMAT_F32_MANTISSA_BITS - mantissa_bits;

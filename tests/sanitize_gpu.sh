@@ -36,7 +36,7 @@ for tool in memcheck racecheck; do
     for test in "$build"/test_*_gpu "$build"/test_kernels_cuda*; do
         name=$(basename "$test")
         case $name in
-        *'*'* | test_parallel_*) continue ;;
+        *'*'* | test_parallel_* | test_quant_formats_gpu) continue ;; # two ranks; all 2^32 floats, 23 times
         esac
         run "$tool" "$name" $((turn % gpus)) "${check[@]}" "$test"
         turn=$((turn + 1))
