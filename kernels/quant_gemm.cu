@@ -313,7 +313,6 @@ static bool fast_run(const QuantGemm *args, const QuantPlan *p, Stream stream)
     QuantHopper h = {};
     h.frame = p->work.frame;
     h.unit = p->unit;
-    h.dtype = args->dtype;
     h.a = units_of(&p->a, &args->a, workspace);
     h.b = units_of(&p->b, &args->b, workspace);
     h.block = p->block;

@@ -167,37 +167,61 @@ static __device__ __forceinline__ FactorPlaces factor_places(const QuantHopper &
     return p;
 }
 
+// The factors of one block: of the thread's two rows, and of the columns of its sums. Set out
+// before the block's product is, so that their way from memory is not waited for.
+template <typename V> struct BlockFactors {
+    static constexpr int columns = V::b_per_row ? V::sums / 2 : 1;
+    float a[2], b[columns];
+};
+
+// Where a warp lays the factors of its columns: those of one thread's side by side, the four sets
+// in different banks.
+enum {
+    COLUMN_SET = 32 + 4, // of 128 columns a thread has sums of 32
+    COLUMN_SETS = 4 * COLUMN_SET,
+};
+
+static __device__ __forceinline__ float4 column_factors(const QuantFactors &f, int64_t at, int left)
+{
+    const int column = 4 * ((int)threadIdx.x % 32);
+    const float4 ones = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+    return f.of && column < left ? __ldg((const float4 *)(f.of + at + column)) : ones;
+}
+
+static __device__ __forceinline__ void column_factors_lay(float *sets, float4 factors)
+{
+    float *to = sets + (int)threadIdx.x % 2 * 2 * COLUMN_SET + (int)threadIdx.x % 32 / 2 * 2;
+    *(float2 *)to = make_float2(factors.x, factors.y);
+    *(float2 *)(to + COLUMN_SET) = make_float2(factors.z, factors.w);
+}
+
+template <int COUNT>
+static __device__ __forceinline__ void column_factors_take(const float *sets, float (&b)[COUNT])
+{
+    const float *from = sets + (int)threadIdx.x % 4 * COLUMN_SET;
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4)
+        *(float4 *)(b + i) = *(const float4 *)(from + i);
+}
+
 // total += the sums of a block times the factors of their rows.
 template <typename V, typename Sum>
-static __device__ __forceinline__ void add_block(const QuantHopper &args, const FactorPlaces &p,
-                                                 int64_t block, int columns_left, const Sum *sum,
+static __device__ __forceinline__ void add_block(const BlockFactors<V> &f, const Sum *sum,
                                                  float *total)
 {
-    const float a[2] = {factor_at(args.fa, p.a[0] + block * args.fa.block),
-                        factor_at(args.fa, p.a[1] + block * args.fa.block)};
-    const int64_t b_at = p.b + block * args.fb.block;
-    const float b = V::b_per_row ? 0.0f : factor_at(args.fb, b_at);
 #pragma unroll
-    for (int i = 0; i < V::sums; i += 4) {
-        const int column = 2 * i + 2 * ((int)threadIdx.x % 4);
-        float right[2] = {b, b};
-        if (V::b_per_row && column < columns_left) {
-            right[0] = factor_at(args.fb, b_at + column * args.fb.row);
-            right[1] = factor_at(args.fb, b_at + (column + 1) * args.fb.row);
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const float x = (float)sum[i + j], scale = __fmul_rn(a[j / 2], right[j % 2]);
-            total[i + j] = V::unit == QUANT_UNIT_S8 ? __fadd_rn(total[i + j], __fmul_rn(x, scale))
-                                                    : __fmaf_rn(x, scale, total[i + j]);
-        }
+    for (int i = 0; i < V::sums; i++) {
+        const float b = f.b[V::b_per_row ? i / 4 * 2 + i % 2 : 0];
+        const float x = (float)sum[i], scale = __fmul_rn(f.a[i % 4 / 2], b);
+        total[i] = V::unit == QUANT_UNIT_S8 ? __fadd_rn(total[i], __fmul_rn(x, scale))
+                                            : __fmaf_rn(x, scale, total[i]);
     }
 }
 
 template <typename V, typename Sum>
 static __device__ __forceinline__ void
 multiply_blocks(const QuantHopper &args, const typename V::Ring &ring, const GemmTile &tile,
-                int warp, uint32_t *number, float *total)
+                int warp, float *buffer, uint32_t *number, float *total)
 {
     const uint32_t chunks = chunks_of<V>(tile);
     const uint32_t per_block = (uint32_t)args.block / V::terms;
@@ -208,21 +232,44 @@ multiply_blocks(const QuantHopper &args, const typename V::Ring &ring, const Gem
     for (int i = 0; i < V::sums; i++)
         sum[i] = 0;
     int64_t block = first_term<V>(tile) / args.block;
+    BlockFactors<V> factors;
+    float4 columns = {};
     for (uint32_t chunk = 0, in_block = 0; chunk < chunks; chunk++, ++*number) {
         const uint32_t stage = *number % V::stages;
+        if (in_block == 0) {
+            const int64_t b_at = places.b + block * args.fb.block;
+            factors.a[0] = factor_at(args.fa, places.a[0] + block * args.fa.block);
+            factors.a[1] = factor_at(args.fa, places.a[1] + block * args.fa.block);
+            if constexpr (V::b_per_row)
+                columns = column_factors(args.fb, b_at, columns_left);
+            else
+                factors.b[0] = factor_at(args.fb, b_at);
+        }
         ptx_barrier_wait(ring.full(stage), *number / V::stages & 1);
         multiply_stage<V::unit, V::columns>(
             sum, operand_words<false>(ring.a(stage) + half * PANEL_BYTES),
             operand_words<false>(ring.b(stage)), in_block > 0);
+        const bool last = ++in_block == per_block || chunk + 1 == chunks;
+        if constexpr (V::b_per_row) {
+            if (last) { // of two places in turn: nobody still reads this one
+                float *sets = buffer + block % 2 * COLUMN_SETS;
+                column_factors_lay(sets, columns);
+                __syncwarp();
+                column_factors_take(sets, factors.b);
+            }
+        }
         ptx_mma_wait<0>();
         ptx_sums_ready<V::sums>(sum);
         if (threadIdx.x % 32 == 0)
             ptx_barrier_arrive(ring.empty(stage));
-        if (++in_block < per_block && chunk + 1 < chunks)
+        if (!last)
             continue;
-        add_block<V>(args, places, block++, columns_left, sum, total);
+        add_block<V>(factors, sum, total);
+        block++;
         in_block = 0;
     }
+    if (V::b_per_row)
+        __syncwarp(); // the buffer is the store's again
 }
 
 // Factors set out before a tile's first sum does: those of the thread's two rows to registers,
@@ -247,34 +294,50 @@ static __device__ __forceinline__ void factors_begin(const QuantHopper &args, co
         buffer[column] = factor_at(args.fb, p.b + column * args.fb.row);
 }
 
-// The factors of rows and columns onto finished sums.
-template <int SUMS>
-static __device__ __forceinline__ void finish_sums(const QuantHopper &args, int columns_left,
-                                                   const float *buffer, const float (&a)[2],
-                                                   float *sum)
+// A sum under the factors of its row and its column; values are bf16's where they are rounded.
+template <QuantFinish FINISH>
+static __device__ __forceinline__ float finished(float sum, float fa, float fb)
 {
-    ptx_copy_wait<0>();
-    __syncwarp();
+    if (FINISH == QUANT_FINISH_TIMES)
+        return __fmul_rn(sum, __fmul_rn(fa, fb));
+    if (FINISH == QUANT_FINISH_ROUNDED)
+        return __fmul_rn(quant_round(DTYPE_BF16, __fmul_rn(sum, fa)), quant_round(DTYPE_BF16, fb));
+    return __fmul_rn(quant_round(DTYPE_BF16, sum), quant_round(DTYPE_BF16, __fmul_rn(fa, fb)));
+}
+
+// All of a thread's. The kind is a constant here: asked for at every sum, it made the code so long
+// that fetching it took as long as the sums.
+template <QuantFinish FINISH, int SUMS>
+static __device__ __forceinline__ void finish_sums(int columns_left, const float *buffer,
+                                                   const float (&a)[2], float *sum)
+{
 #pragma unroll
     for (int i = 0; i < SUMS; i += 4) {
         const int column = 2 * i + 2 * ((int)threadIdx.x % 4);
         if (column >= columns_left)
             break;
-        const float2 both = *(const float2 *)(buffer + column);
-        const float b[2] = {both.x, both.y};
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const float x = sum[i + j], fa = a[j / 2], fb = b[j % 2];
-            if (args.finish == QUANT_FINISH_TIMES)
-                sum[i + j] = __fmul_rn(x, __fmul_rn(fa, fb));
-            else if (args.finish == QUANT_FINISH_ROUNDED)
-                sum[i + j] = __fmul_rn(quant_round(args.dtype, __fmul_rn(x, fa)),
-                                       quant_round(args.dtype, fb));
-            else
-                sum[i + j] = __fmul_rn(quant_round(args.dtype, x),
-                                       quant_round(args.dtype, __fmul_rn(fa, fb)));
-        }
+        const float2 b = *(const float2 *)(buffer + column);
+        sum[i] = finished<FINISH>(sum[i], a[0], b.x);
+        sum[i + 1] = finished<FINISH>(sum[i + 1], a[0], b.y);
+        sum[i + 2] = finished<FINISH>(sum[i + 2], a[1], b.x);
+        sum[i + 3] = finished<FINISH>(sum[i + 3], a[1], b.y);
     }
+}
+
+// The factors of rows and columns onto finished sums.
+template <int SUMS>
+static __device__ __forceinline__ void factors_apply(QuantFinish finish, int columns_left,
+                                                     const float *buffer, const float (&a)[2],
+                                                     float *sum)
+{
+    ptx_copy_wait<0>();
+    __syncwarp();
+    if (finish == QUANT_FINISH_TIMES)
+        finish_sums<QUANT_FINISH_TIMES, SUMS>(columns_left, buffer, a, sum);
+    else if (finish == QUANT_FINISH_ROUNDED)
+        finish_sums<QUANT_FINISH_ROUNDED, SUMS>(columns_left, buffer, a, sum);
+    else
+        finish_sums<QUANT_FINISH_TENSORS, SUMS>(columns_left, buffer, a, sum);
     __syncwarp(); // the buffer is the store's again
 }
 
@@ -299,7 +362,8 @@ tile_sums(const QuantHopper &args, const typename V::Ring &ring, const GemmTile 
     for (int i = 0; i < V::sums; i++)
         total[i] = (float)sum[i];
     if (args.finish != QUANT_FINISH_NONE)
-        finish_sums<V::sums>(args, (int)args.frame.n - tile.column, buffer, row_factors, total);
+        factors_apply<V::sums>(args.finish, (int)args.frame.n - tile.column, buffer, row_factors,
+                               total);
 }
 
 template <typename V>
@@ -322,7 +386,7 @@ static __device__ __forceinline__ void compute(const QuantHopper &args,
 #pragma unroll
             for (int i = 0; i < V::sums; i++)
                 total[i] = 0.0f;
-            multiply_blocks<V, Sum>(args, ring, tile, warp, &number, total);
+            multiply_blocks<V, Sum>(args, ring, tile, warp, (float *)buffer, &number, total);
         } else {
             tile_sums<V, Sum>(args, ring, tile, warp, (float *)buffer, &number, total);
         }
@@ -401,6 +465,7 @@ void quant_hopper(const QuantHopper *args, cudaStream_t stream)
     const QuantUnit unit = args->unit;
     CHECK_RULE(args->block % 128 == 0 && (args->block == 0 || unit != QUANT_UNIT_BF16));
     CHECK_RULE(args->block == 0 || args->finish == QUANT_FINISH_NONE);
+    CHECK_RULE(!args->b_per_row || args->fb.of == NULL || args->fb.row == 1);
     if (args->frame.form == GEMM_TN)
         launch_over_groups(args, stream);
     else if (args->block == 0 && unit == QUANT_UNIT_BF16)

@@ -6,7 +6,7 @@
 
 typedef enum QuantUnit { QUANT_UNIT_BF16, QUANT_UNIT_E4M3, QUANT_UNIT_S8, QUANT_UNITS } QuantUnit;
 
-// What becomes of a sum; fa and fb are the factors of its rows.
+// What becomes of a sum; fa and fb are the factors of its rows, and values are rounded to bf16.
 typedef enum QuantFinish {
     QUANT_FINISH_NONE,
     QUANT_FINISH_TIMES,   // sum * (fa * fb)
@@ -23,7 +23,6 @@ typedef struct QuantFactors {
 typedef struct QuantHopper {
     GroupedGemm frame; // groups, sizes and c
     QuantUnit unit;
-    DType dtype;       // that round() rounds to
     const void *a, *b; // [rows_max, k], [groups, n, k] of the unit
     int64_t block;     // 0; or every block of so many columns, a multiple of 128, has its sum
                        // times fa * fb, and no finish
