@@ -166,6 +166,12 @@ void cast_prepare(const CastWork *work, const float *amax, const QTensor *q, Str
     CHECK_CUDA(cudaGetLastError());
 }
 
+// Of scales.
+static int64_t blocks_of(const CastWork *work)
+{
+    return work->all_rows / work->padded_rows * work->grid.rows * work->grid.columns;
+}
+
 // ---- any operand ----
 
 // The walk of quantise.h, transposed or not: rows of what is quantised are `view_rows` to a matrix
@@ -277,8 +283,7 @@ void cast_plain(const CastWork *prepared, const QTensor *q, bool transposed, Str
         work->block_columns = work->columns;
         work->grid = {SCALES_PLAIN, work->rows, 1};
     }
-    const int64_t blocks =
-        work->all_rows / work->padded_rows * work->grid.rows * work->grid.columns;
+    const int64_t blocks = blocks_of(work);
     const bool by_warp = work->block_rows * work->block_columns <= PLAIN_WARP_ELEMENTS;
     const int64_t warps = PLAIN_THREADS / WARP_LANES;
     const int64_t wanted = by_warp ? (blocks + warps - 1) / warps : blocks;
@@ -367,15 +372,18 @@ static void launch_groups(CastWork work, const CastKernels *kernels, Stream stre
 }
 
 // Enough threads to hold the block, a power of two.
-void cast_launch_blocks(const CastWork *work, const CastKernels *kernels, Stream stream)
+void cast_launch_blocks(const CastWork *args, const CastKernels *kernels, Stream stream)
 {
+    CastWork numbered = *args, *work = &numbered;
     const int64_t bytes =
         work->block_rows * work->block_columns * (work->context.input == DTYPE_F32 ? 4 : 2);
     int threads = WARP_LANES;
     while (threads < 1024 && (int64_t)threads * CAST_BLOCK_BYTES < bytes)
         threads *= 2;
-    const int64_t blocks =
-        work->all_rows / work->padded_rows * work->grid.rows * work->grid.columns;
+    const int64_t blocks = blocks_of(work);
+    work->count = blocks;
+    work->by_grid_columns = cast_divisor(work->grid.columns);
+    work->by_rows = cast_divisor(work->grid.rows);
     const bool by_warp = threads == WARP_LANES && !work->given;
     if (by_warp)
         kernels->warps<<<cast_grid((blocks + CAST_WARPS - 1) / CAST_WARPS), CAST_THREADS, 0,
@@ -392,7 +400,8 @@ static bool fits_blocks(const CastWork *work, const CastKernels *kernels)
     const bool padded = work->padded_rows != work->rows || work->padded_columns != work->columns;
     const bool row = rule->block_rows == 1 && rule->block_columns == 0;
     const bool square = rule->block_rows == CAST_TILE_SIDE && rule->block_columns == CAST_TILE_SIDE;
-    return kernels->blocks && !padded && (row || square || work->given);
+    return kernels->blocks && !padded && (row || square || work->given) &&
+           (work->given || blocks_of(work) < INT32_MAX);
 }
 
 // Everything under one scale, as one row of blocks.

@@ -419,25 +419,27 @@ __device__ __forceinline__ void piece_codes(const CastWork &work, const Element 
     }
 #pragma unroll
     for (int u = 0; u < UNITS; u++) {
+        if (u >= piece.count)
+            break;
         uint32_t words[2];
         unit_codes<Kind>(context, block, unit[u], words);
-        if (u < piece.count)
-            unit_store<Kind::layout>(work.codes, piece.first + u * piece.step, words);
+        unit_store<Kind::layout>(work.codes, piece.first + u * piece.step, words);
     }
 }
 
 // Team (a warp, or the thread block): one block, 128 bytes a thread; longer ones are read twice.
 // given: its scale is there already.
 template <typename Kind, bool WARP>
-__device__ __forceinline__ void cast_block(const CastWork &work, int64_t index, int thread,
+__device__ __forceinline__ void cast_block(const CastWork &work, uint32_t index, int thread,
                                            int threads)
 {
     typedef typename CastElement<Kind::input>::type Element;
     typedef Peak<Kind::ranged, Kind::input> P;
     constexpr int units = CAST_BLOCK_BYTES / (GROUP_ELEMENTS * sizeof(Element));
-    const int64_t in_matrix = work.grid.rows * work.grid.columns, matrix = index / in_matrix;
-    const int64_t row = index % in_matrix / work.grid.columns;
-    const int64_t column = index % in_matrix % work.grid.columns;
+    const uint32_t any_row = divided(index, work.by_grid_columns);
+    const uint32_t in_matrix = divided(any_row, work.by_rows);
+    const int64_t matrix = in_matrix, row = any_row - in_matrix * (uint32_t)work.grid.rows;
+    const int64_t column = index - any_row * (uint32_t)work.grid.columns;
     const int64_t source = work_source(work, row);
     if (source < 0)
         return;
@@ -473,8 +475,8 @@ template <typename Kind>
 __global__ void __launch_bounds__(CAST_THREADS, 3)
     cast_warps_kernel(const __grid_constant__ CastWork work)
 {
-    const int64_t index = warp_index();
-    if (index < work.all_rows / work.padded_rows * work.grid.rows * work.grid.columns)
+    const uint32_t index = (uint32_t)warp_index();
+    if (index < work.count)
         cast_block<Kind, true>(work, index, lane_index(), WARP_LANES);
 }
 

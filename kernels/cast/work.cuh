@@ -50,7 +50,7 @@ struct CastWork {
     QuantGrid grid;                      // of a matrix's scales
     bool given;                          // one block for everything, its scale is there already
     // Of groups in a tensor that is one sequence of them:
-    int64_t count;  // elements
+    int64_t count;  // elements; or blocks that thread blocks or warps have one by one
     int group_bits; // log2 of a group's columns
     CastDivisor by_grid_columns, by_rows;
     // Of rows of experts (expert_operand.h): NULL, or which are real, and of which values.
@@ -126,6 +126,18 @@ __device__ __forceinline__ Group<Bf16> unit_load(const Bf16 *from)
 __device__ __forceinline__ Group<float> unit_load(const float *from)
 {
     const float4 low = __ldcs((const float4 *)from), high = __ldcs((const float4 *)from + 1);
+    return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+}
+
+// Read again soon, from the L2.
+__device__ __forceinline__ Group<Bf16> unit_load_again(const Bf16 *from)
+{
+    const uint4 raw = __ldcg((const uint4 *)from);
+    return {{raw.x, raw.y, raw.z, raw.w}};
+}
+__device__ __forceinline__ Group<float> unit_load_again(const float *from)
+{
+    const float4 low = __ldcg((const float4 *)from), high = __ldcg((const float4 *)from + 1);
     return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
 }
 
