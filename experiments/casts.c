@@ -287,6 +287,11 @@ static void run_row(Job *job, CastRow *row)
         args.to = place(job, &row->tensor);
     if (with_transposed(job))
         args.transposed = place(job, &row->transposed);
+    int64_t marks = with_transposed(job)
+                        ? cast_marks(&args.transposed, args.transposed.matrices, job->stream.device)
+                        : 0;
+    if (marks > 0)
+        args.marks = ARENA_PUSH(job->arena, uint32_t, marks, MEMORY_SCRATCH);
     cast(&args, job->stream);
     stream_wait(job->stream);
     row->cost = cast_cost(&args);

@@ -285,6 +285,12 @@ KernelCost cast_largest_cost(const CastLargest *args)
                         .flops = (double)args->count};
 }
 
+int64_t cast_marks(const QTensor *transposed, int64_t owners, DeviceKind device)
+{
+    bool cuda = device == DEVICE_CUDA && cast_marks_cuda;
+    return cuda ? cast_marks_cuda(transposed, owners) : 0;
+}
+
 // Whether scales are known only when the whole tensor, or whole columns of it, were read.
 static bool reads_twice(const QTensor *q, const float *amax, bool transposed)
 {
@@ -302,7 +308,8 @@ KernelCost cast_cost(const Cast *args)
             continue;
         double elements = (double)(q->matrices * q->rows) * (double)q->columns;
         double read = elements * (double)dtype_bytes(q->input, 1);
-        bool again = reads_twice(q, args->amax, transposed) && !twice;
+        bool again =
+            reads_twice(q, args->amax, transposed) && !twice && !(transposed && args->marks);
         cost.bytes += (double)qtensor_bytes(q).total + (again ? read : 0);
         cost.bytes += cost.flops == 0 ? read : 0;
         cost.flops += 3 * elements;

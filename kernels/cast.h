@@ -4,8 +4,8 @@
 // scale needs its largest element (fp8_tensor, nvfp4) is read twice, unless the caller knows the
 // amax already; every other operand is read once: a band of block rows stays in the cache, or on
 // the GPU a block in registers, between its statistics and its codes. So is a pair of a cast and
-// its transposed one, unless a scale spans a column of the values, which takes a reading of its
-// own.
+// its transposed one, unless a scale spans a column of the values: then each is read by itself, the
+// transposed one once with `marks`, else twice.
 #pragma once
 
 #include "kernels/kernel.h"
@@ -19,9 +19,14 @@ typedef struct Cast {
     QTensor to;         // planned; codes, scales, ... are written. All zero: not wanted
     QTensor transposed; // likewise, of [matrices, columns, rows]: what products that sum over rows
                         // take. The CPU makes it element by element, as the reference does
+    uint32_t *marks;    // [cast_marks(&transposed, its matrices, ..)], scratch; or NULL
     int threads;        // CPU only; 0 = as OpenMP has it
 } Cast;
 KERNEL_DECLARE(cast, Cast);
+// Local. Marks by which a GPU finds, in one reading, scales that span columns of the values; 0
+// where none would help. owners: matrices, or groups of one (expert_operand.h).
+int64_t cast_marks(const QTensor *transposed, int64_t owners, DeviceKind device);
+OPTIONAL_SYMBOL int64_t cast_marks_cuda(const QTensor *transposed, int64_t owners);
 
 // The largest magnitude of some values: the amax of a tensor that is cast in pieces.
 typedef struct CastLargest {

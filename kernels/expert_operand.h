@@ -65,6 +65,7 @@ typedef struct GroupCast {
     const int32_t *rows_total; // [1]
     int groups;
     const int32_t *group_first, *group_rows; // [groups] device; first: multiples of the alignment
+    uint32_t *marks; // [cast_marks(&to, groups, ..)] (cast.h), scratch; or NULL
     QTensor to; // [columns of the values, at least rows_total], with room for all scales; columns a
                 // multiple of the alignment, scales plain, codes of one byte
 } GroupCast;

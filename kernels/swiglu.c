@@ -11,6 +11,11 @@
 KERNEL_DEFINE(swiglu_forward, SwigluForward)
 KERNEL_DEFINE(swiglu_backward, SwigluBackward)
 
+bool swiglu_casts(const QTensor *cast, int64_t inner, DeviceKind device)
+{
+    return device == DEVICE_CUDA && swiglu_casts_cuda && swiglu_casts_cuda(cast, inner);
+}
+
 CPU_CLONES
 static void forward_row(const SwigluForward *args, int64_t row)
 {
@@ -30,7 +35,7 @@ void swiglu_forward_cpu(const SwigluForward *args, Stream stream)
 {
     (void)stream;
     int64_t rows = *args->rows_total;
-    CHECK_RULE(rows <= args->rows_max);
+    CHECK_RULE(rows <= args->rows_max && !args->cast);
 #pragma omp parallel for schedule(static) if (rows * args->inner >= CPU_PARALLEL_MIN)
     for (int64_t row = 0; row < rows; row++)
         if (!args->row_map || args->row_map[row] >= 0)
@@ -80,7 +85,7 @@ void swiglu_backward_cpu(const SwigluBackward *args, Stream stream)
 {
     (void)stream;
     int64_t rows = *args->rows_total;
-    CHECK_RULE(rows <= args->rows_max);
+    CHECK_RULE(rows <= args->rows_max && !args->cast);
 #pragma omp parallel for schedule(static) if (rows * args->inner >= CPU_PARALLEL_MIN)
     for (int64_t row = 0; row < rows; row++) {
         if (args->row_map && args->row_map[row] < 0)

@@ -3,9 +3,8 @@
 // Limit: memory bandwidth. A lane works on groups of 8 elements, 16 bytes each in bf16, with all
 // loads of a step under way before the first is used; padding rows are skipped without touching
 // their elements. In place is legal (dgu = gu, a_weighted = da): a lane stores only what it alone
-// has read. silu'(g) = s + g s (1 - s) = s (1 + g (1 - s)), s = sigmoid(g).
-#include "kernels/cuda_common.cuh"
-#include "kernels/swiglu.h"
+// has read. With a cast: cast/swiglu.cuh.
+#include "kernels/swiglu.cuh"
 
 enum {
     SWIGLU_THREADS = 256,
@@ -20,21 +19,6 @@ static unsigned swiglu_grid(int64_t rows)
     return cuda_grid((rows + SWIGLU_WARPS - 1) / SWIGLU_WARPS, SWIGLU_BLOCKS_MOST);
 }
 
-// Within 3 ulp: 1 from expf, 1 from the reciprocal, half a step from the sum. (The correctly
-// rounded reciprocal has a slow path: 31 instructions an element instead of 18, where memory leaves
-// time for 38.) e^-g overflows to infinity for g < -88.7, whose reciprocal 0 is the right value.
-__device__ __forceinline__ float sigmoid(float g)
-{
-    float s;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(__fadd_rn(1.0f, expf(-g))));
-    return s;
-}
-
-__device__ __forceinline__ bool is_padding(const int32_t *row_map, int64_t row)
-{
-    return row_map && row_map[row] < 0;
-}
-
 // Warp: one row.
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(SWIGLU_THREADS, SWIGLU_BLOCKS)
@@ -42,7 +26,7 @@ __global__ void __launch_bounds__(SWIGLU_THREADS, SWIGLU_BLOCKS)
 {
     const int64_t rows = *args.rows_total, inner = args.inner, step = WARP_LANES * GROUP_ELEMENTS;
     for (int64_t row = warp_index(); row < rows; row += warp_count()) {
-        if (is_padding(args.row_map, row))
+        if (swiglu_is_padding(args.row_map, row))
             continue;
         const T *g = (const T *)args.gu + row * 2 * inner, *u = g + inner;
         T *a = (T *)args.a + row * inner;
@@ -60,11 +44,7 @@ __global__ void __launch_bounds__(SWIGLU_THREADS, SWIGLU_BLOCKS)
             for (int i = 0; i < FORWARD_GROUPS; i++)
                 if (first + i * step < inner) {
                     float out[GROUP_ELEMENTS];
-#pragma unroll
-                    for (int e = 0; e < GROUP_ELEMENTS; e++) {
-                        const float z = group_value(gate[i], e);
-                        out[e] = z * sigmoid(z) * group_value(up[i], e);
-                    }
+                    forward_group(gate[i], up[i], out);
                     group_store<VECTOR>(a + first + i * step, inner - first - i * step, out);
                 }
         }
@@ -73,6 +53,10 @@ __global__ void __launch_bounds__(SWIGLU_THREADS, SWIGLU_BLOCKS)
 
 void swiglu_forward_cuda(const SwigluForward *args, Stream stream)
 {
+    if (args->cast) {
+        cast_swiglu_forward(args, stream);
+        return;
+    }
     typedef void (*ForwardKernel)(SwigluForward);
     static const ForwardKernel kernels[2][2] = {
         {swiglu_forward_kernel<float, false>, swiglu_forward_kernel<float, true>},
@@ -85,34 +69,6 @@ void swiglu_forward_cuda(const SwigluForward *args, Stream stream)
     CHECK_CUDA(cudaGetLastError());
 }
 
-// What one group of the backward computes; w is the row's routing weight.
-struct BackwardGroup {
-    float dg[GROUP_ELEMENTS], du[GROUP_ELEMENTS], a_weighted[GROUP_ELEMENTS];
-};
-
-// Returns the lane's dweight chain, continued by this group: a rounded as the forward stored it.
-template <typename T>
-__device__ __forceinline__ float backward_group(const Group<T> &gate, const Group<T> &up,
-                                                const Group<T> &grad, int64_t left, float w,
-                                                BackwardGroup *out, float dweight)
-{
-#pragma unroll
-    for (int e = 0; e < GROUP_ELEMENTS; e++) {
-        const float g = group_value(gate, e), u = group_value(up, e), da = group_value(grad, e);
-        const float s = sigmoid(g), silu = g * s;
-        // As the forward stores it; without -use_fast_math the products round alike in both
-        // kernels.
-        const float a = rounded<T>(__fmul_rn(__fmul_rn(g, s), u));
-        const float wda = w * da;
-        out->dg[e] = wda * u * (s * (1.0f + g * (1.0f - s)));
-        out->du[e] = wda * silu;
-        out->a_weighted[e] = w * a;
-        if (e < left)
-            dweight = __fmaf_rn(da, a, dweight);
-    }
-    return dweight;
-}
-
 // Warp: one row.
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(SWIGLU_THREADS, SWIGLU_BLOCKS)
@@ -120,7 +76,7 @@ __global__ void __launch_bounds__(SWIGLU_THREADS, SWIGLU_BLOCKS)
 {
     const int64_t rows = *args.rows_total, inner = args.inner, step = WARP_LANES * GROUP_ELEMENTS;
     for (int64_t row = warp_index(); row < rows; row += warp_count()) {
-        if (is_padding(args.row_map, row))
+        if (swiglu_is_padding(args.row_map, row))
             continue;
         const T *g = (const T *)args.gu + row * 2 * inner, *u = g + inner;
         const T *da = (const T *)args.da + row * inner;
@@ -149,6 +105,10 @@ __global__ void __launch_bounds__(SWIGLU_THREADS, SWIGLU_BLOCKS)
 
 void swiglu_backward_cuda(const SwigluBackward *args, Stream stream)
 {
+    if (args->cast) {
+        cast_swiglu_backward(args, stream);
+        return;
+    }
     typedef void (*BackwardKernel)(SwigluBackward);
     static const BackwardKernel kernels[2][2] = {
         {swiglu_backward_kernel<float, false>, swiglu_backward_kernel<float, true>},

@@ -124,6 +124,17 @@ static void check_amax(Twins *twins, const Case *c, const Twin *values, const Tw
     cast(&args, twins->cuda);
     tensors_expect_same(twins, &t[0]);
     tensors_expect_same(twins, &t[1]);
+    int64_t marks =
+        c->which == TO ? 0 : cast_marks(&args.transposed, args.transposed.matrices, DEVICE_CUDA);
+    if (marks == 0)
+        return;
+    Twin room = twin_create(twins, marks, sizeof(uint32_t)); // the same from one reading
+    args.marks = room.device;
+    args.to = (QTensor){0};
+    device_fill(args.transposed.codes, 0x5A, qtensor_bytes(&args.transposed).codes, twins->cuda);
+    device_fill(args.transposed.scales, 0x5A, qtensor_bytes(&args.transposed).scales, twins->cuda);
+    cast(&args, twins->cuda);
+    tensors_expect_same(twins, &t[1]);
 }
 
 static void check(Twins *twins, const Case *c)
@@ -188,6 +199,24 @@ static void test_transposed(void **state)
         for (size_t i = 0; i < COUNT_OF(tiles); i++) {
             check_recipe(&twins, recipe->name, recipe, tiles[i], TRANSPOSED);
             check_recipe(&twins, recipe->name, recipe, tiles[i], BOTH);
+        }
+    twins_destroy(&twins);
+}
+
+// More tiles than run at once, strips longer than a band, bands cut on the right.
+static void test_strips(void **state)
+{
+    (void)state;
+    static const int64_t strips[][3] = {
+        {1, 4224, 1032}, {3, 640, 2568}, {1, 25600, 136}, {40, 136, 264}};
+    static const char *const names[] = {"fp8_row", "int8_dynamic"};
+    Twins twins = twins_create();
+    for (size_t n = 0; n < COUNT_OF(names); n++)
+        for (size_t i = 0; i < COUNT_OF(strips); i++) {
+            Recipe recipe;
+            Error error = {0};
+            assert_true(recipe_parse(names[n], &recipe, &error));
+            check_recipe(&twins, names[n], &recipe, strips[i], TRANSPOSED);
         }
     twins_destroy(&twins);
 }
@@ -313,9 +342,13 @@ int main(void)
     if (!select_gpu())
         return EXIT_CODE_SKIPPED;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_recipe), cmocka_unit_test(test_transposed),
-        cmocka_unit_test(test_options),      cmocka_unit_test(test_long_rows),
-        cmocka_unit_test(test_largest),      cmocka_unit_test(test_e4m3_of_every_float),
+        cmocka_unit_test(test_every_recipe),
+        cmocka_unit_test(test_transposed),
+        cmocka_unit_test(test_strips),
+        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_long_rows),
+        cmocka_unit_test(test_largest),
+        cmocka_unit_test(test_e4m3_of_every_float),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,7 @@
 #include "kernels/cast.h"
 #include "kernels/expert_operand.h"
 #include "kernels/quant_gemm.h"
+#include "kernels/swiglu.h"
 #include "quant/recipe.h"
 #include "quant/units.h"
 #include "tests/twin.h"
@@ -69,6 +70,107 @@ static void amax_of_rows(void **state)
     twins_destroy(&twins);
 }
 
+// ---- the gated activation with its cast ----
+
+// What a run on the GPU left in t, and t as before.
+static void *taken(Twins *twins, Twin *t)
+{
+    void *copy = arena_push(twins->host, t->bytes + 16, MEMORY_SCRATCH);
+    twin_fetch(twins, t);
+    memcpy(copy, t->back, t->bytes);
+    twin_upload(twins, t);
+    return copy;
+}
+
+static void expect_taken(Twins *twins, Twin *t, const void *expected, const char *what)
+{
+    memcpy(t->host, expected, t->bytes);
+    twin_expect_same(twins, t, DTYPE_U8, what);
+}
+
+// forward: of a [rows, inner]; else of dgu [rows, 2 inner], in place.
+static void swiglu_cast_case(Twins *twins, const Recipe *recipe, bool forward, int64_t inner)
+{
+    const TwinsMark mark = twins_mark(twins);
+    snprintf(twins->text, sizeof(twins->text), "%s, inner %lld", forward ? "forward" : "backward",
+             (long long)inner);
+    Rows rows = rows_make(twins);
+    const int64_t columns = forward ? inner : 2 * inner, count = rows.rows_max * inner;
+    Twin gu = twin_normals(twins, 2 * count, DTYPE_BF16, 2.0f);
+    Twin da = twin_normals(twins, count, DTYPE_BF16, 1.0f);
+    Twin weight = twin_normals(twins, rows.rows_max, DTYPE_F32, 1.0f);
+    for (int odd = 0; odd < 12; odd++) // no numbers, and what only the slow arithmetic has
+        twin_put(gu.host, DTYPE_BF16, twins_below(twins, 2 * count),
+                 odd % 3 == 0   ? NAN
+                 : odd % 3 == 1 ? INFINITY
+                                : 0x1p120f);
+    twin_upload(twins, &gu);
+    QTensor q;
+    Error error = {0};
+    assert_true(qtensor_plan(&recipe->activations, DTYPE_BF16, 2,
+                             (int64_t[]){rows.rows_max, columns}, &q, &error));
+    q.scale_layout = SCALES_PLAIN;
+    assert_true(swiglu_casts(&q, inner, DEVICE_CUDA));
+    Twin codes = twin_create(twins, (int64_t)qtensor_bytes(&q).codes, 1);
+    Twin scales = twin_create(twins, (int64_t)qtensor_bytes(&q).scales, 1);
+    Twin *twin[] = {&gu, &da, &codes, &scales};
+    q.codes = codes.device;
+    q.scales = scales.device;
+    void *expected[COUNT_OF(twin)];
+    for (int fused = 0; fused < 2; fused++) {
+        if (forward)
+            swiglu_forward(&(SwigluForward){.inner = inner,
+                                            .rows_max = rows.rows_max,
+                                            .dtype = DTYPE_BF16,
+                                            .rows_total = rows.total.device,
+                                            .row_map = rows.map.device,
+                                            .gu = gu.device,
+                                            .a = da.device,
+                                            .cast = fused ? &q : NULL},
+                           twins->cuda);
+        else
+            swiglu_backward(&(SwigluBackward){.inner = inner,
+                                              .rows_max = rows.rows_max,
+                                              .dtype = DTYPE_BF16,
+                                              .rows_total = rows.total.device,
+                                              .row_map = rows.map.device,
+                                              .weight = weight.device,
+                                              .gu = gu.device,
+                                              .da = da.device,
+                                              .dgu = gu.device,
+                                              .a_weighted = da.device,
+                                              .cast = fused ? &q : NULL},
+                            twins->cuda);
+        if (!fused)
+            rows_cast(&(RowsCast){.values = forward ? da.device : gu.device,
+                                  .row_map = rows.map.device,
+                                  .rows_total = rows.total.device,
+                                  .to = q},
+                      twins->cuda);
+        for (size_t i = 0; i < COUNT_OF(twin); i++) {
+            static const char *const names[] = {"gu", "a", "codes", "scales"};
+            if (fused)
+                expect_taken(twins, twin[i], expected[i], names[i]);
+            else
+                expected[i] = taken(twins, twin[i]);
+        }
+    }
+    twins_release(twins, mark);
+}
+
+static void swiglu_with_cast(void **state)
+{
+    (void)state;
+    Twins twins = twins_create();
+    Recipe recipe;
+    Error error = {0};
+    assert_true(recipe_parse("fp8_row", &recipe, &error));
+    for (int forward = 0; forward < 2; forward++)
+        for (int i = 0; i < 5; i++)
+            swiglu_cast_case(&twins, &recipe, forward, (int64_t[]){8, 40, 768, 1408, 2048}[i]);
+    twins_destroy(&twins);
+}
+
 // ---- sums over groups ----
 
 typedef struct Operand {
@@ -100,7 +202,11 @@ static Operand operand_make(Twins *twins, const Rows *rows, const QuantRule *rul
         q.codes = cuda ? o.codes.device : o.codes.host;
         q.scales = cuda ? o.scales.device : o.scales.host;
         o.q[cuda] = q;
-        group_cast(&(GroupCast){.values = cuda ? o.values.device : o.values.host,
+        // Now by strips, now by two readings.
+        int64_t marks = cuda && odd == mapped ? cast_marks(&q, GROUPS, DEVICE_CUDA) : 0;
+        Twin room = twin_create(twins, marks > 0 ? marks : 1, sizeof(uint32_t));
+        group_cast(&(GroupCast){.marks = marks > 0 ? room.device : NULL,
+                                .values = cuda ? o.values.device : o.values.host,
                                 .row_map = cuda ? rows->map.device : rows->map.host,
                                 .mapped = mapped,
                                 .rows_total = cuda ? rows->total.device : rows->total.host,
@@ -307,9 +413,8 @@ int main(void)
     if (!select_gpu())
         return EXIT_CODE_SKIPPED;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(amax_of_rows),
-        cmocka_unit_test(casts_of_rows),
-        cmocka_unit_test(casts_of_groups),
+        cmocka_unit_test(amax_of_rows),     cmocka_unit_test(casts_of_rows),
+        cmocka_unit_test(swiglu_with_cast), cmocka_unit_test(casts_of_groups),
         cmocka_unit_test(sums_over_groups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -376,7 +376,8 @@ void moe_forward(Moe *moe, const MoeWeights *weights, const void *x, void *y, St
                                     .rows_total = rows->rows_total,
                                     .row_map = rows->row_of_expert_row,
                                     .gu = moe->gu,
-                                    .a = moe->a},
+                                    .a = moe->a,
+                                    .cast = moe_activation_cast(moe, MOE_PRODUCT_SECOND)},
                    stream);
     record_end(r, moe->span[MOE_SPAN_ACTIVATION]);
 

@@ -45,7 +45,8 @@ static void back_activation(Moe *moe, Stream stream)
                                       .da = moe->a,
                                       .dgu = moe->gu,
                                       .a_weighted = moe->a,
-                                      .dweight = weighted ? moe->dweight_of_expert_row : NULL},
+                                      .dweight = weighted ? moe->dweight_of_expert_row : NULL,
+                                      .cast = moe_activation_cast(moe, MOE_PRODUCT_BACK_FIRST)},
                     stream);
 }
 

@@ -5,6 +5,7 @@
 #include "kernels/cast.h"
 #include "kernels/expert_operand.h"
 #include "kernels/quant_gemm.h"
+#include "kernels/swiglu.h"
 
 #include <stdlib.h>
 
@@ -16,6 +17,7 @@ struct MoeQuant {
     float *amax;      // [1] device: where one scale is made from the rows of all ranks
     char *rows;       // [expert_rows_max, hidden]: rows that an index names, side by side
     char *transposed; // CPU: weights, or both operands of a weight gradient
+    uint32_t *marks;  // GPU, of casts along columns (cast.h); or NULL
     void *workspace;
 };
 
@@ -203,6 +205,7 @@ MoeQuant *moe_quant_create(const Moe *moe)
     Moe with = *moe; // so that gemm_of finds the plans
     with.quant = quant;
     uint64_t workspace = 0, transposed = 0;
+    int64_t marks = 0;
     for (int i = 0; i < (s->forward_only ? MOE_PRODUCT_BACK_SECOND : MOE_PRODUCTS); i++) {
         MoeProduct which = (MoeProduct)i;
         Shape shape = shape_of(c, which);
@@ -223,9 +226,17 @@ MoeQuant *moe_quant_create(const Moe *moe)
                     ? 0
                     : dtype_bytes(c->dtype, (uint64_t)values);
         transposed = bytes > transposed ? bytes : transposed;
+        const QTensor *along[] = {&quant->right[which],
+                                  is_gradient(which) ? &quant->left[which] : NULL};
+        for (int side = 0; side < 2 && !is_forward(which) && along[side]; side++) {
+            int64_t count = cast_marks(along[side], rows->experts_local, s->device);
+            marks = count > marks ? count : marks;
+        }
     }
     quant->workspace = arena_push(s->arena, workspace, MEMORY_SCRATCH);
     quant->transposed = arena_push(s->arena, transposed, MEMORY_SCRATCH);
+    if (marks > 0)
+        quant->marks = ARENA_PUSH(s->arena, uint32_t, marks, MEMORY_SCRATCH);
     uint64_t row_bytes = dtype_bytes(c->dtype, (uint64_t)c->hidden);
     quant->amax = ARENA_PUSH(s->arena, float, 1, MEMORY_SCRATCH);
     quant->rows = arena_push(s->arena, (uint64_t)rows->expert_rows_max * row_bytes, MEMORY_SCRATCH);
@@ -348,6 +359,7 @@ static void cast_weights(Moe *moe, MoeProduct which, const void *weights, Stream
     Cast args = {.values = weights, .threads = moe->settings.threads};
     if (!is_forward(which) && stream.device != DEVICE_CPU) {
         args.transposed = *q;
+        args.marks = quant->marks;
         cast(&args, stream);
         return;
     }
@@ -376,6 +388,16 @@ static void cast_weights(Moe *moe, MoeProduct which, const void *weights, Stream
     cast(&args, stream);
 }
 
+const QTensor *moe_activation_cast(const Moe *moe, MoeProduct which)
+{
+    bool follows = which == MOE_PRODUCT_SECOND || which == MOE_PRODUCT_BACK_FIRST;
+    if (!moe->quant || !follows || moe->quant->left[which].rule.method == QUANT_NONE)
+        return NULL;
+    const QTensor *q = &moe->quant->left[which];
+    const MoeSettings *s = &moe->settings;
+    return swiglu_casts(q, s->config.inner, s->device) ? q : NULL;
+}
+
 // ---- products ----
 
 static void rows_product(Moe *moe, MoeProduct which, const GroupedGemm *product, Stream stream)
@@ -397,7 +419,9 @@ static void rows_product(Moe *moe, MoeProduct which, const GroupedGemm *product,
     gemm.c = product->c;
     gemm.workspace = quant->workspace;
     gemm.rows_expected = product->rows_expected;
-    if (at_once)
+    if (moe_activation_cast(moe, which))
+        CHECK_RULE(at_once && product->a_index == NULL);
+    else if (at_once)
         rows_cast(&direct, stream);
     else if (gemm.a.quantised)
         cast_rows(moe, which, product, values, stream);
@@ -464,6 +488,7 @@ static QuantOperand side_of_all(const Moe *moe, const Side *side, Stream stream)
                             .groups = rows->experts_local,
                             .group_first = rows->group_first,
                             .group_rows = rows->group_rows,
+                            .marks = moe->quant->marks,
                             .to = side->q},
                stream);
     return (QuantOperand){.quantised = true, .q = side->q};

@@ -26,6 +26,7 @@
 #pragma once
 
 #include "experiments/model/moe.h"
+#include "quant/qtensor.h"
 
 typedef enum MoeProduct {
     MOE_PRODUCT_FIRST,  // gu = x w13^T
@@ -53,6 +54,10 @@ int moe_quant_align(const MoeSettings *settings);
 // Local. Work buffers from the layer's arena; NULL without a recipe.
 MoeQuant *moe_quant_create(const Moe *moe);
 void moe_quant_destroy(MoeQuant *quant);
+
+// Local. The left operand of MOE_PRODUCT_SECOND or _BACK_FIRST where the gated activation before it
+// is to cast it in the same pass (kernels/swiglu.h); else NULL: the product casts it.
+const QTensor *moe_activation_cast(const Moe *moe, MoeProduct which);
 
 // Collective(all ranks of the layer), Enqueues(stream). The product that `product` describes for
 // unquantised operands, under the layer's recipe.

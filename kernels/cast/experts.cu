@@ -2,8 +2,9 @@
 // of each group, for weights' gradients.
 //
 // The latter by the tiles of cast/tiles.cuh, whose 128 rows are part of one group: read once, or
-// twice where a scale spans a group. What these do not take (columns that are no multiple of 8)
-// goes through the plain kernel, whose reads are one element of a row each.
+// twice where a scale spans a group and there is no room for marks. What these do not take (columns
+// that are no multiple of 8) goes through the plain kernel, whose reads are one element of a row
+// each.
 #include "kernels/cast/launch.cuh"
 #include "kernels/expert_operand.h"
 
@@ -123,11 +124,12 @@ void group_cast_cuda(const GroupCast *args, Stream stream)
     tiles.columns = q->rows;
     tiles.down = tiles.rows / CAST_TILE_SIDE;
     tiles.across = (tiles.columns + CAST_TILE_SIDE - 1) / CAST_TILE_SIDE;
+    tiles.ahead = (uint32_t)cuda_processors() * TILE_BLOCKS_AT_ONCE;
     tiles.experts = {args->row_map, args->rows_total, args->group_first, args->groups,
                      args->mapped};
     const CastSpanKind span = tiles.transposed_span;
     const bool fits =
-        kernels && kernels->expert_tiles && (span == SPAN_ROW || span == SPAN_GROUP) &&
+        kernels && kernels->tiles[TILES_EXPERTS] && (span == SPAN_ROW || span == SPAN_GROUP) &&
         tiles.columns % GROUP_ELEMENTS == 0 && cuda_aligned(args->values) && cuda_aligned(q->codes);
     if (!fits) {
         const unsigned grid = cuda_grid(q->rows * args->groups, 16);
@@ -141,9 +143,13 @@ void group_cast_cuda(const GroupCast *args, Stream stream)
         CHECK_CUDA(cudaGetLastError());
         return;
     }
+    if (args->marks && span == SPAN_ROW) {
+        cast_strips(&tiles, kernels->expert_strips, args->marks, args->groups, stream);
+        return;
+    }
     const unsigned grid = cast_grid(tiles.down * tiles.across);
     if (span == SPAN_ROW)
         measure_groups(&tiles, args, grid, stream);
-    kernels->expert_tiles<<<grid, CAST_THREADS, 0, cuda_stream(stream)>>>(tiles);
+    kernels->tiles[TILES_EXPERTS]<<<grid, CAST_THREADS, 0, cuda_stream(stream)>>>(tiles);
     CHECK_CUDA(cudaGetLastError());
 }

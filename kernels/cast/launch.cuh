@@ -24,6 +24,9 @@ const float *cast_measure(const void *values, const QTensor *q, Stream stream);
 void cast_prepare(const CastWork *work, const float *amax, const QTensor *q, Stream stream);
 // Enqueues(stream). Amaxes at the place of every row's scale become the scales.
 void cast_settle_rows(const CastWork *work, Stream stream);
+// Enqueues(stream). Tiles whose scales span rows, of so many owners: one reading of memory.
+void cast_strips(const CastTiles *tiles, CastTilesKernel kernel, uint32_t *marks, int64_t owners,
+                 Stream stream);
 // Enqueues(stream). One thread block or warp for each block of scales; one row of units after the
 // other, 1024 columns to a warp (CastKernels.rows).
 void cast_launch_blocks(const CastWork *work, const CastKernels *kernels, Stream stream);

@@ -9,16 +9,29 @@
 // EXPERTS: rows are those of experts (expert_operand.h), whose groups begin at multiples of 128, so
 // that a tile is part of one group; rows of padding are zeros, and so are their codes.
 //
-// Limit: memory bandwidth.
+// Strips: where a scale spans the rows of a matrix or of a group, its amax must be known before the
+// first code. A thread block measures one tile and casts another, some hundred tiles earlier, whose
+// whole strip of 128 columns has been measured by then; what it reads a second time the L2 still
+// has.
+//
+// Limit: memory bandwidth. Where less is done with them, tiles of later thread blocks are called
+// into the L2 ahead of them.
 #pragma once
 
 #include "kernels/cast/kernels.cuh"
+#include "kernels/cast/swiglu.cuh"
+#include "kernels/gemm/ptx.cuh"
 
 enum {
-    TILE_GROUPS_MAX = 4,     // of 32 rows
-    TILE_PIECES = 16,        // of 8 rows
-    TILE_WARP_ROWS = 16,     // of a warp
-    TILE_MEASURE_ROWS = 1024 // of a thread block that only measures
+    TILE_GROUPS_MAX = 4,      // of 32 rows
+    TILE_PIECES = 16,         // of 8 rows
+    TILE_WARP_ROWS = 16,      // of a warp
+    TILE_MEASURE_ROWS = 1024, // of a thread block that only measures
+    TILE_BLOCKS_AT_ONCE = 4,  // on a multiprocessor
+    TILE_BLOCKS_ALONE = 3,    // of the transposed cast alone, which more slow down
+    STRIP_BAND = 96,          // tiles of neighbouring strips that are gone through together
+    STRIP_BAND_WIDE = 8,      // strips of such a band, at most
+    STRIP_SLACK_PARTS = 2,    // of the thread blocks that run at once: begun that much before
 };
 
 // What a scale spans, of the values as the operand sees them.
@@ -43,6 +56,15 @@ struct CastTiles {
     int64_t matrices, rows, columns; // of the values
     int64_t down, across;            // tiles of a matrix
     TileExperts experts;
+    struct StripMarks *marks; // NULL: scales that span rows are there already
+    uint32_t ahead;           // thread blocks that run at once
+};
+
+// In device memory, zeros at first.
+struct StripMarks {
+    uint32_t next;       // tile to be measured
+    uint32_t lag;        // tiles from measuring to casting
+    uint32_t measured[]; // tiles of each strip
 };
 typedef void (*CastTilesKernel)(CastTiles tiles);
 
@@ -54,19 +76,30 @@ struct TileSpot {
 };
 
 template <bool EXPERTS>
-__device__ __forceinline__ TileSpot tile_spot(const CastTiles &tiles, int64_t tile_rows)
+__device__ __forceinline__ TileSpot tile_spot(const CastTiles &tiles, int64_t matrix, int64_t row0,
+                                              int64_t column0)
 {
-    const int64_t down = (tiles.rows + tile_rows - 1) / tile_rows, in_matrix = down * tiles.across;
-    const int64_t index = blockIdx.x % in_matrix;
     const int lane = lane_index();
     TileSpot spot;
-    spot.matrix = blockIdx.x / in_matrix;
-    spot.row0 = index / tiles.across * tile_rows;
-    spot.column0 = index % tiles.across * CAST_TILE_SIDE;
+    spot.matrix = matrix;
+    spot.row0 = row0;
+    spot.column0 = column0;
     spot.rows = EXPERTS ? (int64_t)__ldg(tiles.experts.rows_total) : tiles.rows;
     spot.row = (int)threadIdx.x / WARP_LANES * TILE_WARP_ROWS + lane / 16 * GROUP_ELEMENTS;
     spot.column = lane % 16 * GROUP_ELEMENTS;
     return spot;
+}
+
+// Tile `index`, across first.
+template <bool EXPERTS>
+__device__ __forceinline__ TileSpot tile_number(const CastTiles &tiles, uint32_t index,
+                                                int64_t tile_rows)
+{
+    const uint32_t across = (uint32_t)tiles.across;
+    const uint32_t in_matrix = (uint32_t)((tiles.rows + tile_rows - 1) / tile_rows) * across;
+    const uint32_t matrix = index / in_matrix, within = index - matrix * in_matrix;
+    return tile_spot<EXPERTS>(tiles, matrix, within / across * tile_rows,
+                              (int64_t)(within % across) * CAST_TILE_SIDE);
 }
 
 // The row of the values that is row `row`; -1: none, or zeros.
@@ -83,20 +116,38 @@ __device__ __forceinline__ int64_t tile_source(const CastTiles &tiles, const Til
 }
 
 // Whose scales a tile's columns have, where they span rows: the matrix's, or the group's.
-template <bool EXPERTS>
-__device__ __forceinline__ int64_t tile_owner(const CastTiles &tiles, const TileSpot &spot)
+__device__ __forceinline__ int group_of_row(const TileExperts &experts, int64_t row)
 {
-    if (!EXPERTS)
-        return spot.matrix;
-    int low = 0, high = tiles.experts.groups; // the last group that begins here or before
+    int low = 0, high = experts.groups; // the last group that begins here or before
     while (high - low > 1) {
         const int middle = (low + high) / 2;
-        (__ldg(tiles.experts.group_first + middle) <= spot.row0 ? low : high) = middle;
+        (__ldg(experts.group_first + middle) <= row ? low : high) = middle;
     }
     return low;
 }
+template <bool EXPERTS>
+__device__ __forceinline__ int64_t tile_owner(const CastTiles &tiles, const TileSpot &spot)
+{
+    return EXPERTS ? group_of_row(tiles.experts, spot.row0) : spot.matrix;
+}
 
+// Calls a tile into the L2: 128 bytes a thread, two threads (f32: four) a row.
 template <bool EXPERTS, typename Element>
+__device__ __forceinline__ void tile_prefetch(const CastTiles &tiles, const TileSpot &spot)
+{
+    constexpr int LINE = 128 / sizeof(Element), LINES = CAST_TILE_SIDE / LINE;
+#pragma unroll
+    for (int i = (int)threadIdx.x; i < CAST_TILE_SIDE * LINES; i += CAST_THREADS) {
+        const int64_t source = tile_source<EXPERTS>(tiles, spot, spot.row0 + i / LINES);
+        const int64_t column = spot.column0 + i % LINES * LINE;
+        if (source >= 0 && column < tiles.columns)
+            ptx_prefetch((const Element *)tiles.values +
+                         (spot.matrix * tiles.rows + source) * tiles.columns + column);
+    }
+}
+
+// AGAIN: it will be read again.
+template <bool EXPERTS, bool AGAIN = false, typename Element>
 __device__ __forceinline__ void tile_load(const CastTiles &tiles, const TileSpot &spot,
                                           Group<Element> (&unit)[GROUP_ELEMENTS])
 {
@@ -108,7 +159,8 @@ __device__ __forceinline__ void tile_load(const CastTiles &tiles, const TileSpot
         const int64_t source = tile_source<EXPERTS>(tiles, spot, row + i);
         unit_clear(&unit[i]);
         if (source >= 0 && column < tiles.columns)
-            unit[i] = unit_load(from + source * tiles.columns);
+            unit[i] = AGAIN ? unit_load_again(from + source * tiles.columns)
+                            : unit_load(from + source * tiles.columns);
     }
 }
 
@@ -175,7 +227,7 @@ __global__ void __launch_bounds__(CAST_THREADS)
     typedef Peak<false, sizeof(Element) == 2 ? DTYPE_BF16 : DTYPE_F32> P;
     constexpr int64_t tile_rows = EXPERTS ? CAST_TILE_SIDE : TILE_MEASURE_ROWS;
     __shared__ TilePeaks peaks;
-    TileSpot spot = tile_spot<EXPERTS>(tiles, tile_rows);
+    TileSpot spot = tile_number<EXPERTS>(tiles, blockIdx.x, tile_rows);
     const int64_t end = min(spot.row0 + tile_rows, spot.rows);
     if (EXPERTS && spot.row0 >= end)
         return;
@@ -415,19 +467,28 @@ __device__ __forceinline__ void tile_out(const CastTiles &tiles, const TileSpot 
     }
 }
 
+// Whose tiles: of values that are cast transposed alone, or both ways, or of experts' rows.
+enum TileForm { TILES_ALONE, TILES_BOTH, TILES_EXPERTS };
+
 // Thread block: a tile.
-template <typename Kind, bool EXPERTS>
-__global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 3 : 2)
+template <typename Kind, TileForm FORM>
+__global__ void __launch_bounds__(CAST_THREADS, Kind::input != DTYPE_BF16 ? 2
+                                                : FORM == TILES_BOTH      ? TILE_BLOCKS_AT_ONCE
+                                                                          : TILE_BLOCKS_ALONE)
     cast_tiles_kernel(const __grid_constant__ CastTiles tiles)
 {
     typedef typename CastElement<Kind::input>::type Element;
     typedef Peak<false, Kind::input> P;
+    constexpr bool EXPERTS = FORM == TILES_EXPERTS;
     __shared__ TilePeaks peaks;
     __shared__ TileNumbers numbers;
     __shared__ __align__(16) TileCodes codes;
-    const TileSpot spot = tile_spot<EXPERTS>(tiles, CAST_TILE_SIDE);
+    const TileSpot spot = tile_number<EXPERTS>(tiles, blockIdx.x, CAST_TILE_SIDE);
     if (EXPERTS && spot.row0 >= spot.rows)
         return;
+    if (FORM != TILES_BOTH && blockIdx.x + tiles.ahead < gridDim.x)
+        tile_prefetch<EXPERTS, Element>(
+            tiles, tile_number<EXPERTS>(tiles, blockIdx.x + tiles.ahead, CAST_TILE_SIDE));
     Group<Element> unit[GROUP_ELEMENTS];
     uint32_t bits[GROUP_ELEMENTS];
     tile_load<EXPERTS>(tiles, spot, unit);
@@ -445,8 +506,167 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 3 : 
     const bool mine = tile_numbers<Kind, EXPERTS>(tiles, spot, peaks, square, &numbers);
     const bool quick = !__syncthreads_or(!mine);
     tile_codes<Kind, EXPERTS>(tiles, spot, numbers, quick, unit, &codes);
-    if (!EXPERTS && tiles.to_span != SPAN_NONE)
+    if (FORM == TILES_BOTH)
         tile_forward<Kind>(tiles, spot, square, unit);
+    __syncthreads();
+    tile_out(tiles, spot, codes);
+}
+
+// ---- strips ----
+
+// 128 columns of a matrix or of a group.
+struct Strip {
+    uint32_t number, tiles;
+    int64_t owner; // matrix or group
+};
+
+// Rows of tiles that a group has, and the first of them.
+__device__ __forceinline__ uint32_t group_down(const TileExperts &e, int group, uint32_t *first)
+{
+    const uint32_t side = CAST_TILE_SIDE, end = ((uint32_t)__ldg(e.rows_total) + side - 1) / side;
+    uint32_t next = end;
+    *first = group > 0 ? min(end, (uint32_t)__ldg(e.group_first + group) / side) : 0;
+    if (group + 1 < e.groups)
+        next = min(end, (uint32_t)__ldg(e.group_first + group + 1) / side);
+    return next - *first;
+}
+
+__device__ __forceinline__ uint32_t band_wide(uint32_t down)
+{
+    return min(max(STRIP_BAND / down, 1u), (uint32_t)STRIP_BAND_WIDE);
+}
+
+// One thread block: the lag is the largest band, so that nobody waits for a tile that has not
+// begun, and some more, so that it has ended.
+static __global__ void __launch_bounds__(CAST_THREADS)
+    cast_strips_begin_kernel(const __grid_constant__ CastTiles tiles)
+{
+    const TileExperts &e = tiles.experts;
+    __shared__ uint32_t band;
+    if (threadIdx.x == 0)
+        band = 0;
+    __syncthreads();
+    for (int group = (int)threadIdx.x; group < max(e.groups, 1); group += CAST_THREADS) {
+        uint32_t first = 0;
+        const uint32_t down = e.groups ? group_down(e, group, &first) : (uint32_t)tiles.down;
+        if (down > 0)
+            atomicMax(&band, band_wide(down) * down);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0)
+        tiles.marks->lag = band + tiles.ahead / STRIP_SLACK_PARTS;
+}
+
+// Tile `index`, in bands of neighbouring strips: across a band first, then down. False: past the
+// end.
+template <bool EXPERTS>
+__device__ __forceinline__ bool strip_tile(const CastTiles &tiles, uint32_t index, TileSpot *spot,
+                                           Strip *strip)
+{
+    const uint32_t across = (uint32_t)tiles.across;
+    uint32_t first = 0, down = (uint32_t)tiles.down; // the owner's, in rows of tiles
+    if (EXPERTS) {
+        const int64_t row = (int64_t)(index / across) * CAST_TILE_SIDE;
+        if (row >= __ldg(tiles.experts.rows_total))
+            return false;
+        strip->owner = group_of_row(tiles.experts, row);
+        down = group_down(tiles.experts, (int)strip->owner, &first);
+    } else {
+        strip->owner = index / (down * across);
+        if (strip->owner >= tiles.matrices)
+            return false;
+        first = (uint32_t)strip->owner * down;
+    }
+    const uint32_t within = index - first * across;
+    const uint32_t most = band_wide(down);
+    const uint32_t band = within / (most * down) * most, wide = min(most, across - band);
+    const uint32_t in_band = within - band * down;
+    const uint32_t column = band + in_band % wide;
+    const int64_t row = in_band / wide + (EXPERTS ? first : 0);
+    strip->number = (uint32_t)strip->owner * across + column;
+    strip->tiles = down;
+    *spot = tile_spot<EXPERTS>(tiles, EXPERTS ? 0 : strip->owner, row * CAST_TILE_SIDE,
+                               (int64_t)column * CAST_TILE_SIDE);
+    return true;
+}
+
+// Adds the magnitudes of a tile to those of its strip, and counts it.
+template <bool EXPERTS, typename Element>
+__device__ __forceinline__ void strip_measure(const CastTiles &tiles, const TileSpot &spot,
+                                              const Strip &strip, TilePeaks *peaks)
+{
+    Group<Element> unit[GROUP_ELEMENTS];
+    uint32_t bits[GROUP_ELEMENTS];
+    tile_load<EXPERTS, true>(tiles, spot, unit);
+    columns_peak(unit, bits);
+    peaks_put(peaks, bits);
+    __syncthreads();
+    const int64_t column = spot.column0 + threadIdx.x;
+    if (threadIdx.x < CAST_TILE_SIDE && column < tiles.columns)
+        atomicMax((uint32_t *)tiles.transposed.scales + strip.owner * tiles.columns + column,
+                  peaks_get(*peaks, (int)threadIdx.x, 0, CAST_TILE_SIDE));
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0)
+        atomicAdd(tiles.marks->measured + strip.number, 1u);
+}
+
+// Thread block: waits for the strip. Tiles are numbered in the order in which thread blocks begin,
+// and the lag is at least a band, so whatever is waited for has begun.
+__device__ __forceinline__ void strip_wait(const CastTiles &tiles, const Strip &strip)
+{
+    if (threadIdx.x == 0)
+        while (ptx_load_acquire(tiles.marks->measured + strip.number) < strip.tiles)
+            __nanosleep(64);
+    __syncthreads();
+}
+
+// As tile_numbers, of columns whose amaxes stand where their scales will.
+template <typename Kind, bool EXPERTS>
+__device__ __forceinline__ bool strip_numbers(const CastTiles &tiles, const TileSpot &spot,
+                                              const Strip &strip, TileNumbers *numbers)
+{
+    const QuantContext context = cast_context<Kind>(tiles.transposed, spot.matrix);
+    const int64_t column = spot.column0 + threadIdx.x;
+    if (threadIdx.x >= CAST_TILE_SIDE || column >= tiles.columns)
+        return true;
+    const uint32_t *amaxes = (const uint32_t *)tiles.transposed.scales;
+    const Peak<false, DTYPE_F32> peak = {__ldcg(amaxes + strip.owner * tiles.columns + column)};
+    const uint32_t scale = cast_choose(&context, peak.statistics()).scale_bits;
+    QuantBlock block = block_of_scale(context, __uint_as_float(scale));
+    cast_quick_ready(&context, &block, peak.statistics().amax);
+    numbers->of[0][threadIdx.x] = make_float2(block.scale, block.multiplier);
+    return cast_quick_fits(&context, &block, peak.statistics().amax) &&
+           (!EXPERTS || (block.scale != 0.0f && 0.0f * block.multiplier == 0.0f));
+}
+
+// Thread block: measures a tile, and casts one whose strip has been measured. Scales become what
+// they are stored as only after this kernel (cast_settle_rows).
+template <typename Kind, bool EXPERTS>
+__global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? TILE_BLOCKS_AT_ONCE : 2)
+    cast_strips_kernel(const __grid_constant__ CastTiles tiles)
+{
+    typedef typename CastElement<Kind::input>::type Element;
+    __shared__ TilePeaks peaks;
+    __shared__ TileNumbers numbers;
+    __shared__ __align__(16) TileCodes codes;
+    __shared__ uint32_t ticket;
+    if (threadIdx.x == 0)
+        ticket = atomicAdd(&tiles.marks->next, 1u);
+    __syncthreads();
+    const uint32_t index = ticket, lag = tiles.marks->lag;
+    TileSpot spot;
+    Strip strip;
+    if (strip_tile<EXPERTS>(tiles, index, &spot, &strip))
+        strip_measure<EXPERTS, Element>(tiles, spot, strip, &peaks);
+    if (index < lag || !strip_tile<EXPERTS>(tiles, index - lag, &spot, &strip))
+        return;
+    strip_wait(tiles, strip);
+    Group<Element> unit[GROUP_ELEMENTS];
+    tile_load<EXPERTS>(tiles, spot, unit);
+    const bool mine = strip_numbers<Kind, EXPERTS>(tiles, spot, strip, &numbers);
+    const bool quick = !__syncthreads_or(!mine);
+    tile_codes<Kind, EXPERTS>(tiles, spot, numbers, quick, unit, &codes);
     __syncthreads();
     tile_out(tiles, spot, codes);
 }
@@ -455,7 +675,9 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 3 : 
 
 struct CastKernels {
     CastKernel groups, rows, warps, blocks; // NULL: no operand needs it
-    CastTilesKernel tiles, expert_tiles;
+    CastTilesKernel tiles[TILES_EXPERTS + 1], strips, expert_strips;
+    CastSwigluForward swiglu_forward; // of bf16
+    CastSwigluBackward swiglu_backward;
 };
 
 // [bf16, f32] of each variant of a family.
@@ -483,10 +705,23 @@ template <typename Kind> static constexpr CastKernels cast_kernels_of()
     }
     if constexpr (Kind::layout == CODES_BYTES &&
                   (Kind::method == QUANT_MX || (Kind::method == QUANT_SYMMETRIC &&
-                                                Kind::quotient != QUOTIENT_RECIPROCAL_INPUT)))
-        kernels.tiles = cast_tiles_kernel<Kind, false>;
+                                                Kind::quotient != QUOTIENT_RECIPROCAL_INPUT))) {
+        kernels.tiles[TILES_ALONE] = cast_tiles_kernel<Kind, TILES_ALONE>;
+        kernels.tiles[TILES_BOTH] = cast_tiles_kernel<Kind, TILES_BOTH>;
+    }
     if constexpr (fp8)
-        kernels.expert_tiles = cast_tiles_kernel<Kind, true>;
+        kernels.tiles[TILES_EXPERTS] = cast_tiles_kernel<Kind, TILES_EXPERTS>;
+    if constexpr (fp8 && Kind::method == QUANT_SYMMETRIC && Kind::input == DTYPE_BF16 &&
+                  Kind::quotient != QUOTIENT_RECIPROCAL_INPUT) {
+        kernels.swiglu_forward = cast_swiglu_forward_kernel<Kind>;
+        kernels.swiglu_backward = cast_swiglu_backward_kernel<Kind>;
+    }
+    if constexpr (Kind::layout == CODES_BYTES && Kind::method == QUANT_SYMMETRIC &&
+                  Kind::quotient != QUOTIENT_RECIPROCAL_INPUT) {
+        kernels.strips = cast_strips_kernel<Kind, false>;
+        if constexpr (fp8)
+            kernels.expert_strips = cast_strips_kernel<Kind, true>;
+    }
     return kernels;
 }
 

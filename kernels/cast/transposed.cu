@@ -1,8 +1,9 @@
 // transposed.cu -- which kernels a transposed cast takes, alone or with the cast as the values
 // lie.
 //
-// Scales that span rows of the operand span columns of the values: their amaxes are read first, by
-// tiles, for both operands at once.
+// Scales that span rows of the operand span columns of the values: their amaxes are found on the
+// way where the caller has room for marks (tiles.cuh, strips), else read first, by tiles, for both
+// operands at once.
 #include "kernels/cast/launch.cuh"
 
 CastSpanKind cast_span_of(const QTensor *q)
@@ -43,6 +44,34 @@ static void measure_rows(const CastTiles *tiles, DType input, Stream stream)
             cast_settle_rows(work, stream);
 }
 
+int64_t cast_marks_cuda(const QTensor *transposed, int64_t owners)
+{
+    if (cast_span_of(transposed) != SPAN_ROW)
+        return 0;
+    const int64_t strips = owners * ((transposed->rows + CAST_TILE_SIDE - 1) / CAST_TILE_SIDE);
+    return (int64_t)(sizeof(StripMarks) / sizeof(uint32_t)) + strips;
+}
+
+void cast_strips(const CastTiles *tiles, CastTilesKernel kernel, uint32_t *marks, int64_t owners,
+                 Stream stream)
+{
+    CastTiles strips = *tiles;
+    CastWork *work = &strips.transposed;
+    work->all_rows = owners * strips.columns;
+    strips.marks = (StripMarks *)marks;
+    device_fill(work->scales, 0, (uint64_t)work->all_rows * sizeof(float), stream);
+    device_fill(marks, 0, sizeof(StripMarks) + (uint64_t)(owners * strips.across) * sizeof(*marks),
+                stream);
+    cast_strips_begin_kernel<<<1, CAST_THREADS, 0, cuda_stream(stream)>>>(strips);
+    CHECK_CUDA(cudaGetLastError());
+    const int64_t band_most = strips.down > STRIP_BAND ? strips.down : (int64_t)STRIP_BAND;
+    const int64_t lag_most = band_most + strips.ahead / STRIP_SLACK_PARTS;
+    const int64_t tiles_most = strips.matrices * strips.down * strips.across;
+    kernel<<<cast_grid(tiles_most + lag_most), CAST_THREADS, 0, cuda_stream(stream)>>>(strips);
+    CHECK_CUDA(cudaGetLastError());
+    cast_settle_rows(work, stream);
+}
+
 static CastTiles tiles_of(const Cast *args, bool both)
 {
     const QTensor *q = &args->transposed;
@@ -60,6 +89,7 @@ static CastTiles tiles_of(const Cast *args, bool both)
     tiles.columns = q->rank > 1 ? q->shape[q->rank - 2] : 1;
     tiles.down = (tiles.rows + CAST_TILE_SIDE - 1) / CAST_TILE_SIDE;
     tiles.across = (tiles.columns + CAST_TILE_SIDE - 1) / CAST_TILE_SIDE;
+    tiles.ahead = (uint32_t)cuda_processors() * TILE_BLOCKS_AT_ONCE;
     return tiles;
 }
 
@@ -67,17 +97,22 @@ bool cast_transposed(const Cast *args, Stream stream)
 {
     const QTensor *q = &args->transposed, *to = &args->to;
     const CastKernels *kernels = cast_kernels_for(q);
+    const bool strips = args->marks && kernels && kernels->strips && cast_span_of(q) == SPAN_ROW;
     const bool both = to->rule.method != QUANT_NONE && kernels == cast_kernels_for(to) &&
-                      cast_span_of(to) != SPAN_NONE && cuda_aligned(to->codes);
+                      cast_span_of(to) != SPAN_NONE && cuda_aligned(to->codes) && !strips;
     CastTiles tiles = tiles_of(args, both);
-    const bool fits = kernels && kernels->tiles && tiles.transposed_span != SPAN_NONE &&
-                      tiles.matrices * tiles.rows * tiles.columns > 0 &&
-                      tiles.columns % GROUP_ELEMENTS == 0 && cuda_aligned(args->values) &&
-                      cuda_aligned(q->codes);
+    const bool fits =
+        kernels && kernels->tiles[TILES_ALONE] && tiles.transposed_span != SPAN_NONE &&
+        tiles.matrices * tiles.rows * tiles.columns > 0 && tiles.columns % GROUP_ELEMENTS == 0 &&
+        cuda_aligned(args->values) && cuda_aligned(q->codes);
     if (!fits) {
         cast_prepare(&tiles.transposed, args->amax, q, stream);
         tiles.transposed.given = cast_is_one_block(q);
         cast_plain(&tiles.transposed, q, true, stream);
+        return false;
+    }
+    if (strips) {
+        cast_strips(&tiles, kernels->strips, args->marks, tiles.matrices, stream);
         return false;
     }
     const float *amax = args->amax;
@@ -88,8 +123,9 @@ bool cast_transposed(const Cast *args, Stream stream)
         cast_prepare(&tiles.to, amax, to, stream);
     if (tiles.to_span == SPAN_ROW || tiles.transposed_span == SPAN_ROW)
         measure_rows(&tiles, q->input, stream);
-    kernels->tiles<<<cast_grid(tiles.matrices * tiles.down * tiles.across), CAST_THREADS, 0,
-                     cuda_stream(stream)>>>(tiles);
+    const CastTilesKernel kernel = kernels->tiles[both ? TILES_BOTH : TILES_ALONE];
+    kernel<<<cast_grid(tiles.matrices * tiles.down * tiles.across), CAST_THREADS, 0,
+             cuda_stream(stream)>>>(tiles);
     CHECK_CUDA(cudaGetLastError());
     return both;
 }

@@ -94,6 +94,14 @@ static __device__ __forceinline__ void ptx_prefetch(const void *line)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
 }
 
+// Sees all that was written before the value was.
+static __device__ __forceinline__ uint32_t ptx_load_acquire(const uint32_t *from)
+{
+    uint32_t value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
+
 static __device__ __forceinline__ void ptx_tensor_prefetch(const CUtensorMap *map)
 {
     asm volatile("prefetch.tensormap [%0];" ::"l"((uint64_t)map) : "memory");
