@@ -100,14 +100,15 @@ Fsdp *fsdp_create(const FsdpSettings *settings)
     for (int slot = 0; slot < FSDP_SLOTS; slot++)
         fsdp->slot[slot] = push(fsdp, memory.slot_bytes[slot], MEMORY_PARAMETERS);
     fsdp->kept = push(fsdp, bytes_of(settings->param_dtype, plan->kept), MEMORY_PARAMETERS);
-    fsdp->gradients = push(fsdp, memory.shard_bytes, MEMORY_GRADIENTS);
+    fsdp->gradients = settings->gradients;
+    if (!fsdp->gradients)
+        fsdp->gradients = push(fsdp, memory.shard_bytes, MEMORY_GRADIENTS);
     fsdp->full_gradients = push(fsdp, memory.full_gradient_bytes, MEMORY_GRADIENTS);
     fsdp->send = push(fsdp, plan->send_bytes_max, MEMORY_COMMUNICATION);
     push_scratch(fsdp);
     fsdp->gather = stream_create(settings->device);
     fsdp->reduce = stream_create(settings->device);
     device_fill(fsdp->values, 0, memory.shard_bytes, fsdp->gather);
-    device_fill(fsdp->gradients, 0, memory.shard_bytes, fsdp->gather);
     stream_wait(fsdp->gather);
     fsdp->resident = fsdp->coming = NO_UNIT;
     return fsdp;

@@ -5,7 +5,8 @@
 // along its rows by the uneven shard rule (shard.h); a rank's shards, padded to the size of the
 // first, stand one after the other in its part of the bucket (SEMANTICS.md section 3):
 //
-//   shards  f32, always there: values, gradients, and what the optimizer adds
+//   shards  f32: values and what the optimizer adds, always there, and gradients, from their
+//           reduction to the optimizer's step, in room that the caller may lend
 //   gather  cast to the parameter type, all-gather of the bucket, rows put in order
 //   reduce  rows of the f32 gradient padded and cast to the wire type, reduce-scatter in rank order
 //           (ordered.h) into the shard's gradient; then an all-reduce over the replicas
@@ -49,6 +50,9 @@ typedef struct FsdpSettings {
     bool accumulates; // gradients of several micro-batches are added before they travel
     DeviceKind device;
     Arena *arena;
+    // Room for the shards' gradients [plan.flat], or NULL: it is pushed. A unit's part is the
+    // caller's until the unit's fsdp_reduce of the last micro-batch.
+    float *gradients;
 } FsdpSettings;
 
 // Where everything stands; made from numbers alone (Comm.ranks), so that it can be asked before
@@ -103,7 +107,8 @@ typedef struct FsdpMemory {
     // The unit in use and the next one, or, with reshard off, all units and what is being staged.
     uint64_t slot_bytes[FSDP_SLOTS];
     uint64_t full_gradient_bytes; // of whole parameters: two units, or all that accumulate
-    uint64_t gradient_bytes, send_bytes;
+    uint64_t gradient_bytes; // pushed: those, and the shards' where settings->gradients is NULL
+    uint64_t send_bytes;
 } FsdpMemory;
 FsdpMemory fsdp_memory(const FsdpSettings *settings, const FsdpPlan *plan); // Local
 

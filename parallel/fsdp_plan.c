@@ -156,6 +156,7 @@ FsdpMemory fsdp_memory(const FsdpSettings *settings, const FsdpPlan *plan)
         memory.slot_bytes[0] + memory.slot_bytes[1] + dtype_bytes(dtype, (uint64_t)plan->kept);
     int64_t full = settings->accumulates ? plan->full : FSDP_SLOTS * plan->full_max;
     memory.full_gradient_bytes = dtype_bytes(DTYPE_F32, (uint64_t)full);
-    memory.gradient_bytes = memory.shard_bytes + memory.full_gradient_bytes;
+    memory.gradient_bytes =
+        memory.full_gradient_bytes + (settings->gradients ? 0 : memory.shard_bytes);
     return memory;
 }
