@@ -7,9 +7,10 @@
 //   slot       the unit in use, and the next one as it arrives: in its final form, and then the
 //              slots change roles, or as staged buckets, which are put in order into the slot that
 //              was in use. A gather waits for all computing before it, so its slot is free.
-//   gradients  of whole parameters: units of even and odd number have one each. fsdp_reduce makes
-//              the computing stream wait for the reductions before its own, so that the unit that
-//              comes next finds its buffer free. Gradients that are packed wait in `send`.
+//   gradients  of whole parameters, unless they are made in their shards: units of even and odd
+//              number have one each. fsdp_reduce makes the computing stream wait for the reductions
+//              before its own, so that the unit that comes next finds its buffer free. Gradients
+//              that are packed wait in `send`.
 #include "parallel/fsdp.h"
 
 #include <stdlib.h>
@@ -191,9 +192,12 @@ void *fsdp_value(const Fsdp *fsdp, int parameter)
 
 float *fsdp_gradient(const Fsdp *fsdp, int parameter)
 {
-    const FsdpUnit *unit = &fsdp->plan.unit[fsdp->settings.parameter[parameter].unit];
-    int64_t slot = fsdp->settings.parameter[parameter].unit % FSDP_SLOTS;
-    int64_t first = fsdp->settings.accumulates ? unit->full_first : slot * fsdp->plan.full_max;
+    const FsdpParameter *p = &fsdp->settings.parameter[parameter];
+    const FsdpUnit *unit = &fsdp->plan.unit[p->unit];
+    if (unit->bucket[p->group].made_in_shard)
+        return fsdp->gradients + fsdp_shard_offset(fsdp, parameter);
+    int64_t slot = p->unit % FSDP_SLOTS;
+    int64_t first = fsdp->settings.accumulates ? unit->full_first : slot * fsdp->plan.full_made_max;
     return fsdp->full_gradients + first + fsdp->plan.place[parameter].full;
 }
 
@@ -395,7 +399,7 @@ static void reduce_scatter(const Fsdp *fsdp, int g, const void *in, int64_t coun
 }
 
 // The sum over the group of what stands packed at `send`, or of gradients where they were made,
-// into the shards.
+// into the shards, unless they were made there.
 static void reduce_bucket(Fsdp *fsdp, int unit, int g, const char *send)
 {
     const FsdpSettings *s = &fsdp->settings;
@@ -404,7 +408,7 @@ static void reduce_bucket(Fsdp *fsdp, int unit, int g, const char *send)
     float *shard = fsdp->gradients + bucket->flat;
     if (!fsdp_reduces_in_place(s, bucket))
         reduce_scatter(fsdp, g, send, bucket->shard, shard);
-    else
+    else if (!bucket->made_in_shard)
         for (int i = u->first; i < u->first + u->count; i++)
             if (s->parameter[i].group == g)
                 reduce_scatter(fsdp, g, fsdp_gradient(fsdp, i),

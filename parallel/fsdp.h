@@ -12,7 +12,8 @@
 //           (ordered.h) into the shard's gradient; then an all-reduce over the replicas
 //
 // Where ranks divide every parameter of a bucket evenly, each is gathered straight into its place,
-// and in f32 reduced from where its gradient was made: nothing is put in order or packed.
+// and in f32 reduced from where its gradient was made: nothing is put in order or packed. Where one
+// rank holds the whole bucket, that place is the shard itself, unless micro-batches are added.
 //
 // Memory of gathered values: one unit in use and one on its way, never more: the peak is at most
 // the shards plus two gathered units (fsdp_create asserts it; with reshard off all units stay).
@@ -50,8 +51,8 @@ typedef struct FsdpSettings {
     bool accumulates; // gradients of several micro-batches are added before they travel
     DeviceKind device;
     Arena *arena;
-    // Room for the shards' gradients [plan.flat], or NULL: it is pushed. A unit's part is the
-    // caller's until the unit's fsdp_reduce of the last micro-batch.
+    // Room for the shards' gradients [plan.flat], or NULL: it is pushed. A bucket's part is the
+    // caller's until the unit's backward, if made_in_shard, or its last micro-batch's fsdp_reduce.
     float *gradients;
 } FsdpSettings;
 
@@ -62,6 +63,7 @@ typedef struct FsdpBucket {
     int64_t flat;         // where it begins in the flat arrays of all shards
     int64_t staged_bytes; // where its gathered form begins in the staging buffer
     bool even;            // every rank holds whole rows of each parameter, equally many
+    bool made_in_shard;   // the backward writes gradients where their shards stand
 } FsdpBucket;
 typedef struct FsdpUnit {
     FsdpBucket bucket[FSDP_GROUPS];
@@ -81,6 +83,7 @@ typedef struct FsdpPlace {
 typedef struct FsdpPlan {
     int64_t flat, full, kept; // sums over units
     int64_t full_max;         // largest unit
+    int64_t full_made_max;    // largest unit with gradients that are not made in shards
     int64_t cast_max;         // largest bucket's part that is gathered by way of staging
     uint64_t staged_bytes_max, send_bytes_max;
     FsdpUnit *unit;   // [units]
@@ -106,7 +109,8 @@ typedef struct FsdpMemory {
     uint64_t largest_bytes;  // one gathered unit, padding included
     // The unit in use and the next one, or, with reshard off, all units and what is being staged.
     uint64_t slot_bytes[FSDP_SLOTS];
-    uint64_t full_gradient_bytes; // of whole parameters: two units, or all that accumulate
+    // Of whole parameters, where they are not made in shards: two units, or all that accumulate.
+    uint64_t full_gradient_bytes;
     uint64_t gradient_bytes; // pushed: those, and the shards' where settings->gradients is NULL
     uint64_t send_bytes;
 } FsdpMemory;

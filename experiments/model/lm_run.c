@@ -246,9 +246,10 @@ Lm *lm_create(const LmSettings *settings)
     lm->ids = push_words(lm, lm->all_padded);
     lm->targets = push_words(lm, lm->all_padded);
     lm->block = clear((size_t)c->layers + 1, sizeof(LmBlock));
-    lm->saved_first_bytes = clear((size_t)c->layers + 2, sizeof(uint64_t)); // embedding: nothing
+    lm->saved_first_bytes = clear((size_t)c->layers + 3, sizeof(uint64_t)); // embedding: nothing
     for (int layer = 0; layer <= c->layers; layer++)
         make_block(lm, layer);
+    lm->saved_first_bytes[c->layers + 2] = lm->saved_bytes;
     make_scratch(lm);
     if (settings->arena)
         lm->choices = clear((size_t)(settings->tokens * c->moe.top_k), sizeof(int32_t));
@@ -278,16 +279,19 @@ void lm_destroy(Lm *lm)
     free(lm);
 }
 
-// Where in the room the shards' gradients may begin, so that none reaches down to what units before
-// its own save.
+// Where in the room the shards' gradients may begin, so that none reaches down to what is needed
+// when it is written.
 static uint64_t gradients_first_bytes(const Lm *lm, const FsdpPlan *plan)
 {
     uint64_t first = 0;
-    for (int unit = 0; unit < config_of(lm)->layers + 2; unit++) {
-        uint64_t before = dtype_bytes(DTYPE_F32, (uint64_t)plan->unit[unit].bucket[0].flat);
-        if (lm->saved_first_bytes[unit] > before)
-            first = larger(first, lm->saved_first_bytes[unit] - before);
-    }
+    for (int unit = 0; unit < config_of(lm)->layers + 2; unit++)
+        for (int group = 0; group < FSDP_GROUPS; group++) {
+            const FsdpBucket *bucket = &plan->unit[unit].bucket[group];
+            uint64_t before = dtype_bytes(DTYPE_F32, (uint64_t)bucket->flat);
+            uint64_t saved = lm->saved_first_bytes[bucket->made_in_shard ? unit + 1 : unit];
+            if (bucket->shard > 0 && saved > before)
+                first = larger(first, saved - before);
+        }
     return rounded_up(first);
 }
 

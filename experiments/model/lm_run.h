@@ -49,8 +49,8 @@ void lm_destroy(Lm *lm);                   // Collective(experts)
 //   gradients     | 0 | unit 1 | unit 2 | unit 3 |   ...   | head |   shards, in the plan's order
 //
 // A backward works from the right to the left. A unit's gradient is reduced when its backward is
-// done, into room that only it and units after it have used: the gradients begin as far left as
-// that holds for every unit.
+// done, into room that only it and units after it have used, or made there at once (fsdp.h), in
+// room of units after it alone: the gradients begin as far left as that holds for every unit.
 typedef struct LmMemory {
     uint64_t bytes[MEMORY_CATEGORIES]; // the room is among the activations
     uint64_t room_bytes;

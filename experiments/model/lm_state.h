@@ -51,7 +51,7 @@ struct Lm {
     int32_t *choices;                  // [tokens, top_k] host, for counting
     uint64_t bytes[MEMORY_CATEGORIES]; // pushed
     uint64_t saved_bytes;              // of all units, each tensor rounded up
-    uint64_t *saved_first_bytes;       // [units] where a unit's begin, counted from unit 0's
+    uint64_t *saved_first_bytes;       // [units + 1] where a unit's begin; where all end
     bool again;
 };
 
