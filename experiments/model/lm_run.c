@@ -196,7 +196,7 @@ static void make_scratch(Lm *lm)
     for (int layer = 0; layer < c->layers; layer++)
         inner = lm->block[layer].inner > inner ? lm->block[layer].inner : inner;
     lm->y = push_rows(lm, rows, c->dim);
-    lm->dy_all = push_rows(lm, rows, c->dim);
+    lm->dy_all = push_rows(lm, s->layout->sequence ? rows : 0, c->dim);
     lm->dh = push_rows(lm, rows, c->dim);
     lm->dn = push_rows(lm, rows, c->dim);
     lm->a = push_rows(lm, lm_is_moe(c) ? 0 : rows, inner);
