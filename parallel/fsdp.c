@@ -53,36 +53,6 @@ static uint64_t bytes_of(DType dtype, int64_t count)
     return dtype_bytes(dtype, (uint64_t)count);
 }
 
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
-static void push_scratch(Fsdp *fsdp)
-{
-    const FsdpSettings *s = &fsdp->settings;
-    uint64_t scratch = 0;
-    for (int u = 0; u < s->units; u++)
-        for (int g = 0; g < FSDP_GROUPS; g++) {
-            int64_t shard = fsdp->plan.unit[u].bucket[g].shard;
-            FsdpGroup group = s->group[g];
-            scratch =
-                larger(scratch, ordered_scatter_scratch_bytes(group.shard, shard, s->wire_dtype));
-            scratch =
-                larger(scratch, ordered_reduce_scratch_bytes(group.replica, shard, s->wire_dtype));
-        }
-    for (int i = 0; i < s->parameters; i++) {
-        const FsdpParameter *p = &s->parameter[i];
-        if (p->partial)
-            scratch = larger(scratch,
-                             ordered_reduce_scratch_bytes(s->partial, fsdp_elements(p), DTYPE_F32));
-    }
-    fsdp->scratch = push(fsdp, scratch, MEMORY_COMMUNICATION);
-    if (s->param_dtype != DTYPE_F32)
-        fsdp->cast =
-            push(fsdp, bytes_of(s->param_dtype, fsdp->plan.cast_max), MEMORY_COMMUNICATION);
-}
-
 Fsdp *fsdp_create(const FsdpSettings *settings)
 {
     Fsdp *fsdp = calloc(1, sizeof(*fsdp));
@@ -105,8 +75,9 @@ Fsdp *fsdp_create(const FsdpSettings *settings)
     if (!fsdp->gradients)
         fsdp->gradients = push(fsdp, memory.shard_bytes, MEMORY_GRADIENTS);
     fsdp->full_gradients = push(fsdp, memory.full_gradient_bytes, MEMORY_GRADIENTS);
-    fsdp->send = push(fsdp, plan->send_bytes_max, MEMORY_COMMUNICATION);
-    push_scratch(fsdp);
+    fsdp->send = push(fsdp, memory.send_bytes, MEMORY_COMMUNICATION);
+    fsdp->scratch = push(fsdp, memory.scratch_bytes, MEMORY_COMMUNICATION);
+    fsdp->cast = push(fsdp, memory.cast_bytes, MEMORY_COMMUNICATION);
     fsdp->gather = stream_create(settings->device);
     fsdp->reduce = stream_create(settings->device);
     device_fill(fsdp->values, 0, memory.shard_bytes, fsdp->gather);
@@ -223,11 +194,6 @@ static void cast_values(const Fsdp *fsdp, const float *values, void *to, int64_t
               fsdp->gather);
 }
 
-static int64_t shard_elements(const FsdpParameter *p, const FsdpPlace *place)
-{
-    return p->outer * place->shard_rows * p->columns;
-}
-
 // Rows beyond those of the parameter, in a gathered unit at `full`.
 static void clear_room(const Fsdp *fsdp, int index, char *full, Stream stream)
 {
@@ -247,7 +213,7 @@ static void gather_in_place(Fsdp *fsdp, int unit, char *full)
     for (int i = u->first; i < u->first + u->count; i++) {
         const FsdpParameter *p = &s->parameter[i];
         const FsdpPlace *place = &fsdp->plan.place[i];
-        int64_t count = shard_elements(p, place);
+        int64_t count = fsdp_shard_elements(p, place);
         int64_t own = place->full + s->group[p->group].shard.rank * count;
         if (count > 0)
             cast_values(fsdp, fsdp->values + fsdp_shard_offset(fsdp, i),
@@ -259,7 +225,7 @@ static void gather_in_place(Fsdp *fsdp, int unit, char *full)
         comm_group_begin(comm, fsdp->gather);
         for (int i = u->first; i < u->first + u->count; i++) {
             const FsdpParameter *p = &s->parameter[i];
-            uint64_t bytes = bytes_of(s->param_dtype, shard_elements(p, &fsdp->plan.place[i]));
+            uint64_t bytes = bytes_of(s->param_dtype, fsdp_shard_elements(p, &fsdp->plan.place[i]));
             char *all = full + bytes_of(s->param_dtype, fsdp->plan.place[i].full);
             if (p->group == g && bytes > 0)
                 comm_all_gather(comm, all + (uint64_t)comm.rank * bytes, all, bytes, fsdp->gather);
@@ -412,7 +378,7 @@ static void reduce_bucket(Fsdp *fsdp, int unit, int g, const char *send)
         for (int i = u->first; i < u->first + u->count; i++)
             if (s->parameter[i].group == g)
                 reduce_scatter(fsdp, g, fsdp_gradient(fsdp, i),
-                               shard_elements(&s->parameter[i], &fsdp->plan.place[i]),
+                               fsdp_shard_elements(&s->parameter[i], &fsdp->plan.place[i]),
                                shard + fsdp->plan.place[i].shard);
     ordered_all_reduce(&(OrderedReduce){.comm = s->group[g].replica,
                                         .count = bucket->shard,

@@ -91,6 +91,8 @@ typedef struct FsdpPlan {
 } FsdpPlan;
 // Local. Whether its gradients travel from where they are made.
 bool fsdp_reduces_in_place(const FsdpSettings *settings, const FsdpBucket *bucket);
+// Local. Of a rank's shard, padding included.
+int64_t fsdp_shard_elements(const FsdpParameter *parameter, const FsdpPlace *place);
 FsdpPlan fsdp_plan_create(const FsdpSettings *settings); // Local
 void fsdp_plan_destroy(FsdpPlan *plan);                  // Local
 
@@ -112,7 +114,7 @@ typedef struct FsdpMemory {
     // Of whole parameters, where they are not made in shards: two units, or all that accumulate.
     uint64_t full_gradient_bytes;
     uint64_t gradient_bytes; // pushed: those, and the shards' where settings->gradients is NULL
-    uint64_t send_bytes;
+    uint64_t send_bytes, scratch_bytes, cast_bytes; // on their way
 } FsdpMemory;
 FsdpMemory fsdp_memory(const FsdpSettings *settings, const FsdpPlan *plan); // Local
 

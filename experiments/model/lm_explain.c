@@ -228,6 +228,8 @@ static void add_memory(Pass *pass, const FsdpSettings *settings, const FsdpPlan 
     cost->memory = fsdp_memory(settings, plan);
     cost->held[MEMORY_PARAMETERS] += cost->memory.shard_bytes + cost->memory.gathered_bytes;
     cost->held[MEMORY_GRADIENTS] += cost->memory.full_gradient_bytes;
+    cost->held[MEMORY_COMMUNICATION] +=
+        cost->memory.send_bytes + cost->memory.scratch_bytes + cost->memory.cast_bytes;
     cost->held[MEMORY_OPTIMISER] += lm_state_bytes(pass->training, plan->flat);
     if (!lm_is_moe(c))
         return;
