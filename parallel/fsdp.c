@@ -7,9 +7,10 @@
 //   slot       the unit in use, and the next one as it arrives: in its final form, and then the
 //              slots change roles, or as staged buckets, which are put in order into the slot that
 //              was in use. A gather waits for all computing before it, so its slot is free.
-//   gradients  of whole parameters: units of even and odd number have one each. fsdp_reduce makes
-//              the computing stream wait for the reductions before its own, so that the unit that
-//              comes next finds its buffer free. Gradients that are packed wait in `send`.
+//   gradients  of whole parameters, unless they are made in their shards: units of even and odd
+//              number have one each. fsdp_reduce makes the computing stream wait for the reductions
+//              before its own, so that the unit that comes next finds its buffer free. Gradients
+//              that are packed wait in `send`.
 #include "parallel/fsdp.h"
 
 #include <stdlib.h>
@@ -52,36 +53,6 @@ static uint64_t bytes_of(DType dtype, int64_t count)
     return dtype_bytes(dtype, (uint64_t)count);
 }
 
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
-static void push_scratch(Fsdp *fsdp)
-{
-    const FsdpSettings *s = &fsdp->settings;
-    uint64_t scratch = 0;
-    for (int u = 0; u < s->units; u++)
-        for (int g = 0; g < FSDP_GROUPS; g++) {
-            int64_t shard = fsdp->plan.unit[u].bucket[g].shard;
-            FsdpGroup group = s->group[g];
-            scratch =
-                larger(scratch, ordered_scatter_scratch_bytes(group.shard, shard, s->wire_dtype));
-            scratch =
-                larger(scratch, ordered_reduce_scratch_bytes(group.replica, shard, s->wire_dtype));
-        }
-    for (int i = 0; i < s->parameters; i++) {
-        const FsdpParameter *p = &s->parameter[i];
-        if (p->partial)
-            scratch = larger(scratch,
-                             ordered_reduce_scratch_bytes(s->partial, fsdp_elements(p), DTYPE_F32));
-    }
-    fsdp->scratch = push(fsdp, scratch, MEMORY_COMMUNICATION);
-    if (s->param_dtype != DTYPE_F32)
-        fsdp->cast =
-            push(fsdp, bytes_of(s->param_dtype, fsdp->plan.cast_max), MEMORY_COMMUNICATION);
-}
-
 Fsdp *fsdp_create(const FsdpSettings *settings)
 {
     Fsdp *fsdp = calloc(1, sizeof(*fsdp));
@@ -100,14 +71,16 @@ Fsdp *fsdp_create(const FsdpSettings *settings)
     for (int slot = 0; slot < FSDP_SLOTS; slot++)
         fsdp->slot[slot] = push(fsdp, memory.slot_bytes[slot], MEMORY_PARAMETERS);
     fsdp->kept = push(fsdp, bytes_of(settings->param_dtype, plan->kept), MEMORY_PARAMETERS);
-    fsdp->gradients = push(fsdp, memory.shard_bytes, MEMORY_GRADIENTS);
+    fsdp->gradients = settings->gradients;
+    if (!fsdp->gradients)
+        fsdp->gradients = push(fsdp, memory.shard_bytes, MEMORY_GRADIENTS);
     fsdp->full_gradients = push(fsdp, memory.full_gradient_bytes, MEMORY_GRADIENTS);
-    fsdp->send = push(fsdp, plan->send_bytes_max, MEMORY_COMMUNICATION);
-    push_scratch(fsdp);
+    fsdp->send = push(fsdp, memory.send_bytes, MEMORY_COMMUNICATION);
+    fsdp->scratch = push(fsdp, memory.scratch_bytes, MEMORY_COMMUNICATION);
+    fsdp->cast = push(fsdp, memory.cast_bytes, MEMORY_COMMUNICATION);
     fsdp->gather = stream_create(settings->device);
     fsdp->reduce = stream_create(settings->device);
     device_fill(fsdp->values, 0, memory.shard_bytes, fsdp->gather);
-    device_fill(fsdp->gradients, 0, memory.shard_bytes, fsdp->gather);
     stream_wait(fsdp->gather);
     fsdp->resident = fsdp->coming = NO_UNIT;
     return fsdp;
@@ -190,9 +163,12 @@ void *fsdp_value(const Fsdp *fsdp, int parameter)
 
 float *fsdp_gradient(const Fsdp *fsdp, int parameter)
 {
-    const FsdpUnit *unit = &fsdp->plan.unit[fsdp->settings.parameter[parameter].unit];
-    int64_t slot = fsdp->settings.parameter[parameter].unit % FSDP_SLOTS;
-    int64_t first = fsdp->settings.accumulates ? unit->full_first : slot * fsdp->plan.full_max;
+    const FsdpParameter *p = &fsdp->settings.parameter[parameter];
+    const FsdpUnit *unit = &fsdp->plan.unit[p->unit];
+    if (unit->bucket[p->group].made_in_shard)
+        return fsdp->gradients + fsdp_shard_offset(fsdp, parameter);
+    int64_t slot = p->unit % FSDP_SLOTS;
+    int64_t first = fsdp->settings.accumulates ? unit->full_first : slot * fsdp->plan.full_made_max;
     return fsdp->full_gradients + first + fsdp->plan.place[parameter].full;
 }
 
@@ -218,11 +194,6 @@ static void cast_values(const Fsdp *fsdp, const float *values, void *to, int64_t
               fsdp->gather);
 }
 
-static int64_t shard_elements(const FsdpParameter *p, const FsdpPlace *place)
-{
-    return p->outer * place->shard_rows * p->columns;
-}
-
 // Rows beyond those of the parameter, in a gathered unit at `full`.
 static void clear_room(const Fsdp *fsdp, int index, char *full, Stream stream)
 {
@@ -242,7 +213,7 @@ static void gather_in_place(Fsdp *fsdp, int unit, char *full)
     for (int i = u->first; i < u->first + u->count; i++) {
         const FsdpParameter *p = &s->parameter[i];
         const FsdpPlace *place = &fsdp->plan.place[i];
-        int64_t count = shard_elements(p, place);
+        int64_t count = fsdp_shard_elements(p, place);
         int64_t own = place->full + s->group[p->group].shard.rank * count;
         if (count > 0)
             cast_values(fsdp, fsdp->values + fsdp_shard_offset(fsdp, i),
@@ -254,7 +225,7 @@ static void gather_in_place(Fsdp *fsdp, int unit, char *full)
         comm_group_begin(comm, fsdp->gather);
         for (int i = u->first; i < u->first + u->count; i++) {
             const FsdpParameter *p = &s->parameter[i];
-            uint64_t bytes = bytes_of(s->param_dtype, shard_elements(p, &fsdp->plan.place[i]));
+            uint64_t bytes = bytes_of(s->param_dtype, fsdp_shard_elements(p, &fsdp->plan.place[i]));
             char *all = full + bytes_of(s->param_dtype, fsdp->plan.place[i].full);
             if (p->group == g && bytes > 0)
                 comm_all_gather(comm, all + (uint64_t)comm.rank * bytes, all, bytes, fsdp->gather);
@@ -394,7 +365,7 @@ static void reduce_scatter(const Fsdp *fsdp, int g, const void *in, int64_t coun
 }
 
 // The sum over the group of what stands packed at `send`, or of gradients where they were made,
-// into the shards.
+// into the shards, unless they were made there.
 static void reduce_bucket(Fsdp *fsdp, int unit, int g, const char *send)
 {
     const FsdpSettings *s = &fsdp->settings;
@@ -403,11 +374,11 @@ static void reduce_bucket(Fsdp *fsdp, int unit, int g, const char *send)
     float *shard = fsdp->gradients + bucket->flat;
     if (!fsdp_reduces_in_place(s, bucket))
         reduce_scatter(fsdp, g, send, bucket->shard, shard);
-    else
+    else if (!bucket->made_in_shard)
         for (int i = u->first; i < u->first + u->count; i++)
             if (s->parameter[i].group == g)
                 reduce_scatter(fsdp, g, fsdp_gradient(fsdp, i),
-                               shard_elements(&s->parameter[i], &fsdp->plan.place[i]),
+                               fsdp_shard_elements(&s->parameter[i], &fsdp->plan.place[i]),
                                shard + fsdp->plan.place[i].shard);
     ordered_all_reduce(&(OrderedReduce){.comm = s->group[g].replica,
                                         .count = bucket->shard,

@@ -5,13 +5,15 @@
 // along its rows by the uneven shard rule (shard.h); a rank's shards, padded to the size of the
 // first, stand one after the other in its part of the bucket (SEMANTICS.md section 3):
 //
-//   shards  f32, always there: values, gradients, and what the optimizer adds
+//   shards  f32: values and what the optimizer adds, always there, and gradients, from their
+//           reduction to the optimizer's step, in room that the caller may lend
 //   gather  cast to the parameter type, all-gather of the bucket, rows put in order
 //   reduce  rows of the f32 gradient padded and cast to the wire type, reduce-scatter in rank order
 //           (ordered.h) into the shard's gradient; then an all-reduce over the replicas
 //
 // Where ranks divide every parameter of a bucket evenly, each is gathered straight into its place,
-// and in f32 reduced from where its gradient was made: nothing is put in order or packed.
+// and in f32 reduced from where its gradient was made: nothing is put in order or packed. Where one
+// rank holds the whole bucket, that place is the shard itself, unless micro-batches are added.
 //
 // Memory of gathered values: one unit in use and one on its way, never more: the peak is at most
 // the shards plus two gathered units (fsdp_create asserts it; with reshard off all units stay).
@@ -49,6 +51,9 @@ typedef struct FsdpSettings {
     bool accumulates; // gradients of several micro-batches are added before they travel
     DeviceKind device;
     Arena *arena;
+    // Room for the shards' gradients [plan.flat], or NULL: it is pushed. A bucket's part is the
+    // caller's until the unit's backward, if made_in_shard, or its last micro-batch's fsdp_reduce.
+    float *gradients;
 } FsdpSettings;
 
 // Where everything stands; made from numbers alone (Comm.ranks), so that it can be asked before
@@ -58,6 +63,7 @@ typedef struct FsdpBucket {
     int64_t flat;         // where it begins in the flat arrays of all shards
     int64_t staged_bytes; // where its gathered form begins in the staging buffer
     bool even;            // every rank holds whole rows of each parameter, equally many
+    bool made_in_shard;   // the backward writes gradients where their shards stand
 } FsdpBucket;
 typedef struct FsdpUnit {
     FsdpBucket bucket[FSDP_GROUPS];
@@ -77,6 +83,7 @@ typedef struct FsdpPlace {
 typedef struct FsdpPlan {
     int64_t flat, full, kept; // sums over units
     int64_t full_max;         // largest unit
+    int64_t full_made_max;    // largest unit with gradients that are not made in shards
     int64_t cast_max;         // largest bucket's part that is gathered by way of staging
     uint64_t staged_bytes_max, send_bytes_max;
     FsdpUnit *unit;   // [units]
@@ -84,6 +91,8 @@ typedef struct FsdpPlan {
 } FsdpPlan;
 // Local. Whether its gradients travel from where they are made.
 bool fsdp_reduces_in_place(const FsdpSettings *settings, const FsdpBucket *bucket);
+// Local. Of a rank's shard, padding included.
+int64_t fsdp_shard_elements(const FsdpParameter *parameter, const FsdpPlace *place);
 FsdpPlan fsdp_plan_create(const FsdpSettings *settings); // Local
 void fsdp_plan_destroy(FsdpPlan *plan);                  // Local
 
@@ -102,8 +111,10 @@ typedef struct FsdpMemory {
     uint64_t largest_bytes;  // one gathered unit, padding included
     // The unit in use and the next one, or, with reshard off, all units and what is being staged.
     uint64_t slot_bytes[FSDP_SLOTS];
-    uint64_t full_gradient_bytes; // of whole parameters: two units, or all that accumulate
-    uint64_t gradient_bytes, send_bytes;
+    // Of whole parameters, where they are not made in shards: two units, or all that accumulate.
+    uint64_t full_gradient_bytes;
+    uint64_t gradient_bytes; // pushed: those, and the shards' where settings->gradients is NULL
+    uint64_t send_bytes, scratch_bytes, cast_bytes; // on their way
 } FsdpMemory;
 FsdpMemory fsdp_memory(const FsdpSettings *settings, const FsdpPlan *plan); // Local
 

@@ -23,6 +23,11 @@ int64_t fsdp_elements(const FsdpParameter *p)
     return p->outer * p->rows * p->columns;
 }
 
+int64_t fsdp_shard_elements(const FsdpParameter *p, const FsdpPlace *place)
+{
+    return p->outer * place->shard_rows * p->columns;
+}
+
 static void place_parameter(const FsdpSettings *settings, FsdpPlan *plan, int index)
 {
     const FsdpParameter *p = &settings->parameter[index];
@@ -36,7 +41,7 @@ static void place_parameter(const FsdpSettings *settings, FsdpPlan *plan, int in
     place->first_row = mine.first;
     place->rows = mine.count;
     place->shard = unit->bucket[p->group].shard;
-    unit->bucket[p->group].shard += p->outer * place->shard_rows * p->columns;
+    unit->bucket[p->group].shard += fsdp_shard_elements(p, place);
     place->full = p->joined ? unit->full : round_up(unit->full, ALIGN_ELEMENTS);
     unit->full = place->full + p->outer * p->room_rows * p->columns;
     if (unit->count++ == 0)
@@ -55,10 +60,28 @@ bool fsdp_reduces_in_place(const FsdpSettings *settings, const FsdpBucket *bucke
     return bucket->even && settings->wire_dtype == DTYPE_F32;
 }
 
+// Gradients begin at multiples of 256 bytes wherever they are made.
+static bool is_made_in_shard(const FsdpSettings *settings, const FsdpPlan *plan,
+                             const FsdpUnit *unit, int group)
+{
+    const FsdpBucket *bucket = &unit->bucket[group];
+    if (settings->group[group].shard.ranks > 1 || settings->accumulates ||
+        !fsdp_reduces_in_place(settings, bucket))
+        return false;
+    for (int i = unit->first; i < unit->first + unit->count; i++) {
+        const FsdpParameter *p = &settings->parameter[i];
+        bool aligned = (bucket->flat + plan->place[i].shard) % ALIGN_ELEMENTS == 0;
+        if (p->group == group && !p->joined && !aligned)
+            return false;
+    }
+    return true;
+}
+
 // Sizes of a unit whose parameters stand, and its place among the others.
 static void finish_unit(const FsdpSettings *settings, FsdpPlan *plan, FsdpUnit *unit)
 {
     uint64_t send_bytes = 0;
+    bool made_in_shards = true;
     unit->full = round_up(unit->full, ALIGN_ELEMENTS);
     unit->in_place = true;
     for (int g = 0; g < FSDP_GROUPS; g++)
@@ -67,6 +90,8 @@ static void finish_unit(const FsdpSettings *settings, FsdpPlan *plan, FsdpUnit *
         FsdpBucket *bucket = &unit->bucket[g];
         bucket->flat = plan->flat;
         plan->flat += bucket->shard;
+        bucket->made_in_shard = is_made_in_shard(settings, plan, unit, g);
+        made_in_shards = made_in_shards && (bucket->shard == 0 || bucket->made_in_shard);
         bucket->staged_bytes = (int64_t)unit->staged_bytes;
         int64_t all = bucket->shard * settings->group[g].shard.ranks;
         if (!unit->in_place) {
@@ -85,6 +110,8 @@ static void finish_unit(const FsdpSettings *settings, FsdpPlan *plan, FsdpUnit *
     plan->full += unit->full;
     plan->kept += unit->kept;
     plan->full_max = unit->full > plan->full_max ? unit->full : plan->full_max;
+    if (!made_in_shards && unit->full > plan->full_made_max)
+        plan->full_made_max = unit->full;
     plan->staged_bytes_max = larger(plan->staged_bytes_max, unit->staged_bytes);
     plan->send_bytes_max = larger(plan->send_bytes_max, send_bytes);
 }
@@ -142,6 +169,31 @@ FsdpTraffic fsdp_traffic(const FsdpSettings *settings, const FsdpPlan *plan, int
     return traffic;
 }
 
+// Of the sums that one bucket's gradients pass through, one after the other.
+static uint64_t scratch_bytes(const FsdpSettings *settings, const FsdpPlan *plan,
+                              const FsdpUnit *unit, int group)
+{
+    DType wire = settings->wire_dtype;
+    Comm shard = settings->group[group].shard, replica = settings->group[group].replica;
+    const FsdpBucket *bucket = &unit->bucket[group];
+    bool packed = !fsdp_reduces_in_place(settings, bucket);
+    int64_t most = packed ? bucket->shard : 0; // that travel together
+    uint64_t partial = 0;
+    for (int i = unit->first; i < unit->first + unit->count; i++) {
+        const FsdpParameter *p = &settings->parameter[i];
+        if (p->group != group)
+            continue;
+        int64_t elements = fsdp_shard_elements(p, &plan->place[i]);
+        most = elements > most ? elements : most;
+        if (p->partial)
+            partial = larger(partial, ordered_reduce_scratch_bytes(settings->partial,
+                                                                   fsdp_elements(p), DTYPE_F32));
+    }
+    uint64_t scatter = ordered_scatter_scratch_bytes(shard, most, wire);
+    return larger(larger(scatter, partial),
+                  ordered_reduce_scratch_bytes(replica, bucket->shard, wire));
+}
+
 FsdpMemory fsdp_memory(const FsdpSettings *settings, const FsdpPlan *plan)
 {
     DType dtype = settings->param_dtype;
@@ -154,8 +206,15 @@ FsdpMemory fsdp_memory(const FsdpSettings *settings, const FsdpPlan *plan)
     memory.slot_bytes[1] = stay ? plan->staged_bytes_max : memory.largest_bytes;
     memory.gathered_bytes =
         memory.slot_bytes[0] + memory.slot_bytes[1] + dtype_bytes(dtype, (uint64_t)plan->kept);
-    int64_t full = settings->accumulates ? plan->full : FSDP_SLOTS * plan->full_max;
+    int64_t full = settings->accumulates ? plan->full : FSDP_SLOTS * plan->full_made_max;
     memory.full_gradient_bytes = dtype_bytes(DTYPE_F32, (uint64_t)full);
-    memory.gradient_bytes = memory.shard_bytes + memory.full_gradient_bytes;
+    memory.gradient_bytes =
+        memory.full_gradient_bytes + (settings->gradients ? 0 : memory.shard_bytes);
+    for (int unit = 0; unit < settings->units; unit++)
+        for (int g = 0; g < FSDP_GROUPS; g++)
+            memory.scratch_bytes =
+                larger(memory.scratch_bytes, scratch_bytes(settings, plan, &plan->unit[unit], g));
+    if (dtype != DTYPE_F32)
+        memory.cast_bytes = dtype_bytes(dtype, (uint64_t)plan->cast_max);
     return memory;
 }

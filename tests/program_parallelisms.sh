@@ -44,6 +44,18 @@ exactly 3 --mode fsdp --dtype bf16 --reduce_dtype bf16 --accumulate 2 --clip 0
 exactly 4 --mode hsdp --reduce_dtype bf16 --optimizer sgd --momentum 0.9
 exactly 1 --mode fsdp --dtype bf16
 
+# Gradients where activations were: more of these than of those, and fewer; made in their shards, reduced into them, added up.
+few=(--layers 3 --dim 64 --hidden 128 --vocab 64 --tokens 8)
+many=(--layers 4 --dim 64 --hidden 128 --vocab 64 --tokens 128)
+for mode in fsdp ddp; do
+    for ranks in 1 2; do
+        exactly "$ranks" --mode "$mode" "${few[@]}"
+        exactly "$ranks" --mode "$mode" "${many[@]}"
+    done
+done
+exactly 1 --mode fsdp "${many[@]}" --accumulate 2
+exactly 2 --mode ep "${few[@]}" --experts 4
+
 # Experts on one axis, on several, and on axes that the dense part uses otherwise.
 exactly 8 --mesh replica=2,dp=2,ep=2 --experts 7 --experts_on 'dp*ep' --top_k 3
 exactly 8 --mesh replica=2,dp=2,ep=2 --experts 7 --experts_on 'replica*ep' --balance 0.01 --steps 3

@@ -58,6 +58,15 @@ checks=$((checks + 1))
 "$build/tool_peak_memory" peak timeout 2 "$program" parallelisms --explain "${big[@]}" >out 2>err ||
     fail "--explain of 4096 ranks: not in 2 s"
 expect_peak_below 1000000000
+# By hand: a block saves two of 8192 x 4096 and one of 8192 x 28672 in bf16 and 8192 scales: 604012544 bytes. One rank's
+# gradients are made where they stay, so that block 0's begin, behind the embedding's 4 x 32000 x 4096, where what it saves
+# ends; the gradients outgrow what is saved. Eight ranks' fit into it: the head's begin where it begins.
+race=(--layers 8 --dim 4096 --hidden 14336 --vocab 32000 --tokens 8192 --dtype bf16)
+expect_good 0 parallelisms --explain --mesh dp=1 "${race[@]}"
+expect_text out "^gradients' shards take the place of activations: 6685868032 bytes from byte 79724544 of a room of 6765592576"
+expect_text out '^  gradients +0 '
+expect_good 0 parallelisms --explain --mesh dp=8 "${race[@]}"
+expect_text out "^gradients' shards take the place of activations: 835733504 bytes from byte 4061904896 of a room of 5490737152"
 expect_good 0 parallelisms --explain --json --mesh dp=2,tp=2
 expect_text out '"placement": "dp: S0x2, tp: S0"'
 expect_error 2 'no axis' 0 parallelisms --explain --mesh foo=2

@@ -1,6 +1,6 @@
 // FSDP with random parameters (empty, uneven, in blocks), units, groups and types: what is gathered
 // is what was put in, gradients are sums in rank order, memory holds its bound, bytes are as
-// planned.
+// planned, lent room is written when it may be.
 // ranks: 1 2 3 4 6 8
 #include "harness/bf16.h"
 #include "parallel/fsdp.h"
@@ -8,6 +8,7 @@
 #include "tests/parallel_job.h"
 
 enum { TRIALS = 60, PARAMETERS_MAX = 12, UNITS_MAX = 4 };
+#define OURS 12345.0f
 
 typedef struct Setting {
     Comm world, shard, replica, alone;
@@ -21,6 +22,7 @@ typedef struct Case {
     int drawn;
     FsdpParameter parameter[PARAMETERS_MAX];
     FsdpSettings settings;
+    float *lent; // the room for gradients, where it is the test's own
     char text[160];
 } Case;
 
@@ -34,6 +36,7 @@ static void draw_parameters(Case *c)
     static const int64_t rows[] = {1, 2, 3, 5, 7, 8, 20, 0, 13};
     int unit = 0;
     bool even = draw(c, 2) == 0; // over any number of ranks up to 8, but 5 and 7
+    bool aligned = draw(c, 3) == 0;
     c->settings.units = 1 + (int)draw(c, UNITS_MAX);
     for (int i = 0; i < PARAMETERS_MAX; i++) {
         FsdpParameter *p = &c->parameter[i];
@@ -41,7 +44,7 @@ static void draw_parameters(Case *c)
         p->group = (int)draw(c, FSDP_GROUPS);
         p->outer = even || draw(c, 3) ? 1 : 1 + draw(c, 3);
         p->rows = even && draw(c, 20) ? 24 * (1 + draw(c, 2)) : rows[draw(c, COUNT_OF(rows))];
-        p->columns = 1 + draw(c, 5);
+        p->columns = aligned ? 64 : 1 + draw(c, 5);
         p->room_rows = p->rows + (p->outer == 1 ? draw(c, 3) : 0);
         p->partial = draw(c, 4) == 0;
         if (i >= (PARAMETERS_MAX / c->settings.units) * (unit + 1) - 1 &&
@@ -197,11 +200,33 @@ static void check_gradients(const Case *c, const Fsdp *fsdp, int micros)
     }
 }
 
+// What is lent belongs to the test until a bucket's gradients come.
+static void lend(const Case *c, const Fsdp *fsdp)
+{
+    for (int64_t i = 0; c->lent && i < fsdp_plan(fsdp)->flat; i++)
+        c->lent[i] = OURS;
+}
+
+// No gradient of the units up to `unit` has come; but once they are made, those made in shards.
+static void check_lent(const Case *c, const Fsdp *fsdp, int unit, bool made)
+{
+    const FsdpPlan *plan = fsdp_plan(fsdp);
+    for (int u = 0; c->lent && u <= unit; u++)
+        for (int g = 0; g < FSDP_GROUPS; g++) {
+            const FsdpBucket *bucket = &plan->unit[u].bucket[g];
+            for (int64_t i = 0; i < bucket->shard; i++)
+                if (!(made && u == unit && bucket->made_in_shard) &&
+                    c->lent[bucket->flat + i] != OURS)
+                    fail_msg("%s: unit %d wrote into lent room before its time", c->text, u);
+        }
+}
+
 // One step: all units forward, then backward, as a model would use them.
 static void run_step(const Case *c, Fsdp *fsdp, int micros)
 {
     Stream stream = c->setting->stream;
     int units = c->settings.units;
+    lend(c, fsdp);
     fsdp_step_begin(fsdp);
     for (int micro = 0; micro < micros; micro++) {
         for (int unit = 0; unit < units; unit++) {
@@ -215,6 +240,7 @@ static void run_step(const Case *c, Fsdp *fsdp, int micros)
             fsdp_use(fsdp, unit, true, stream);
             fsdp_prefetch(fsdp, unit - 1, true, stream);
             check_gathered(c, fsdp, unit);
+            check_lent(c, fsdp, unit, false);
             for (int i = 0; i < PARAMETERS_MAX; i++)
                 for (int64_t k = 0;
                      c->parameter[i].unit == unit && k < fsdp_elements(&c->parameter[i]); k++) {
@@ -222,6 +248,7 @@ static void run_step(const Case *c, Fsdp *fsdp, int micros)
                     float one = gradient_at(c, i, k, c->setting->world.rank);
                     *to = micro ? (float)(micro + 1) * one : one;
                 }
+            check_lent(c, fsdp, unit, true);
             fsdp_reduce(fsdp, unit, micro == micros - 1, stream);
         }
     }
@@ -257,11 +284,18 @@ static void test_random(void **state)
         Arena *arena = arena_create(MEMORY_DEVICE, DEVICE_CPU);
         Case c = draw_case(s, trial, arena);
         c.settings.parameter = c.parameter;
+        if (draw(&c, 2)) {
+            FsdpPlan plan = fsdp_plan_create(&c.settings);
+            c.settings.gradients = c.lent = ARENA_PUSH(arena, float, plan.flat, MEMORY_SCRATCH);
+            fsdp_plan_destroy(&plan);
+        }
         Fsdp *fsdp = fsdp_create(&c.settings);
         FsdpMemory memory = fsdp_memory(&c.settings, fsdp_plan(fsdp));
         assert_int_equal(arena_peak_bytes(arena, MEMORY_PARAMETERS),
                          memory.shard_bytes + memory.gathered_bytes);
         assert_int_equal(arena_peak_bytes(arena, MEMORY_GRADIENTS), memory.gradient_bytes);
+        assert_int_equal(arena_peak_bytes(arena, MEMORY_COMMUNICATION),
+                         memory.send_bytes + memory.scratch_bytes + memory.cast_bytes);
         if (c.settings.reshard == FSDP_RESHARD_YES)
             assert_true(memory.gathered_bytes <= 2 * memory.largest_bytes);
         fill_values(&c, fsdp);

@@ -5,6 +5,7 @@
 #include "parallel/shard.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 // What the functions below share: one rank's numbers.
 typedef struct Pass {
@@ -214,18 +215,21 @@ static void add_memory(Pass *pass, const FsdpSettings *settings, const FsdpPlan 
     LmCost *cost = pass->cost;
     const LmLayout *l = pass->layout;
     const LmConfig *c = l->config;
-    lm_memory(&(LmSettings){.layout = l,
-                            .tp = groups->tp,
-                            .experts = groups->experts,
-                            .tokens = pass->tokens,
-                            .parts = 1,
-                            .groups = 1,
-                            .exact = pass->exact,
-                            .device = DEVICE_CPU},
-              cost->held);
+    cost->model = lm_memory(&(LmSettings){.layout = l,
+                                          .tp = groups->tp,
+                                          .experts = groups->experts,
+                                          .tokens = pass->tokens,
+                                          .parts = 1,
+                                          .groups = 1,
+                                          .exact = pass->exact,
+                                          .device = DEVICE_CPU},
+                            plan);
+    memcpy(cost->held, cost->model.bytes, sizeof cost->held);
     cost->memory = fsdp_memory(settings, plan);
     cost->held[MEMORY_PARAMETERS] += cost->memory.shard_bytes + cost->memory.gathered_bytes;
-    cost->held[MEMORY_GRADIENTS] += cost->memory.gradient_bytes;
+    cost->held[MEMORY_GRADIENTS] += cost->memory.full_gradient_bytes;
+    cost->held[MEMORY_COMMUNICATION] +=
+        cost->memory.send_bytes + cost->memory.scratch_bytes + cost->memory.cast_bytes;
     cost->held[MEMORY_OPTIMISER] += lm_state_bytes(pass->training, plan->flat);
     if (!lm_is_moe(c))
         return;

@@ -22,6 +22,7 @@ typedef struct LmCost {
     uint64_t sent[LM_TRAFFIC_KINDS]; // per step; dispatch: 0, see below
     double dispatch_least, dispatch_even, dispatch_most;
     FsdpMemory memory;
+    LmMemory model;
     uint64_t held[MEMORY_CATEGORIES]; // without the expert layers' own buffers
     uint64_t experts_held;            // those, about
 } LmCost;

@@ -107,6 +107,12 @@ static void show_memory(const LmCost *cost)
     printf("parameters are %llu bytes of shards and %llu gathered; the largest unit is %llu\n",
            (unsigned long long)m->shard_bytes, (unsigned long long)m->gathered_bytes,
            (unsigned long long)m->largest_bytes);
+    const LmMemory *model = &cost->model;
+    printf(
+        "gradients' shards take the place of activations: %llu bytes from byte %llu of a room of "
+        "%llu\n",
+        (unsigned long long)m->shard_bytes, (unsigned long long)model->gradients_first_bytes,
+        (unsigned long long)model->room_bytes);
 }
 
 static Json *json_shape(const int64_t *shape, int rank)
@@ -153,6 +159,8 @@ static void show_json(const LmLayout *l, const LmCost *cost)
     json_set(memory, "shards", json_integer((int64_t)cost->memory.shard_bytes));
     json_set(memory, "gathered", json_integer((int64_t)cost->memory.gathered_bytes));
     json_set(memory, "largest_unit", json_integer((int64_t)cost->memory.largest_bytes));
+    json_set(memory, "room", json_integer((int64_t)cost->model.room_bytes));
+    json_set(memory, "gradients_first", json_integer((int64_t)cost->model.gradients_first_bytes));
     json_set(root, "command", json_text("parallelisms --explain"));
     json_set(root, "parameters", parameters_json(l));
     json_set(root, "collectives", collectives);

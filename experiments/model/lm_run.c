@@ -11,6 +11,8 @@
 
 #include <stdlib.h>
 
+enum { ALIGN_BYTES = 256 }; // of tensors in the room, as in an arena
+
 static const LmConfig *config_of(const Lm *lm)
 {
     return lm->settings.layout->config;
@@ -44,6 +46,22 @@ static float *push_floats(Lm *lm, int64_t count)
 static int32_t *push_words(Lm *lm, int64_t count)
 {
     return take(lm, (uint64_t)count * sizeof(int32_t), MEMORY_ACTIVATIONS);
+}
+
+static uint64_t rounded_up(uint64_t bytes)
+{
+    return (bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+}
+
+// What a unit saves in its forward for its backward; units follow each other by rising number.
+static void *push_saved(Lm *lm, DType dtype, int64_t rows, int64_t columns)
+{
+    const LmSettings *s = &lm->settings;
+    uint64_t first = lm->saved_bytes, bytes = dtype_bytes(dtype, (uint64_t)(rows * columns));
+    lm->saved_bytes += rounded_up(bytes);
+    if (s->room)
+        return (char *)s->room + first;
+    return s->arena ? arena_push(s->arena, bytes, MEMORY_ACTIVATIONS) : NULL;
 }
 
 static void make_ranges(Lm *lm, Stream stream)
@@ -144,19 +162,25 @@ static void make_block(Lm *lm, int layer)
     LmBlock *block = &lm->block[layer];
     bool last = layer == c->layers;
     bool needs_all = last ? l->split_head : l->flow[layer] == LM_FLOW_SPLIT_INNER;
-    block->h = push_rows(lm, lm->rows_padded, c->dim);
-    block->n = push_rows(lm, lm->rows_padded, c->dim);
-    block->n_all = l->sequence && needs_all ? push_rows(lm, lm->all_padded, c->dim) : block->n;
-    block->rstd = push_floats(lm, lm->rows_padded);
-    if (last)
+    lm->saved_first_bytes[layer + 1] = lm->saved_bytes;
+    block->h = push_saved(lm, c->dtype, lm->rows_padded, c->dim);
+    block->n = push_saved(lm, c->dtype, lm->rows_padded, c->dim);
+    block->n_all =
+        l->sequence && needs_all ? push_saved(lm, c->dtype, lm->all_padded, c->dim) : block->n;
+    block->rstd = push_saved(lm, DTYPE_F32, lm->rows_padded, 1);
+    if (last) {
+        lm->logits = push_saved(lm, c->dtype, lm->all_padded, lm->vocab_count);
+        lm->row_max = push_saved(lm, DTYPE_F32, lm->all_padded, 1);
+        lm->row_sum = push_saved(lm, DTYPE_F32, lm->all_padded, 2);
         return;
+    }
     DTensor out = lm_gathered(l, lm_block_parameter(layer, LM_BLOCK_OUT));
     block->inner = out.local.shape[out.local.rank - 1];
     if (lm_is_moe(c)) {
         make_moe(lm, layer, block);
         return;
     }
-    block->gu = push_rows(lm, lm->all_padded, 2 * block->inner);
+    block->gu = push_saved(lm, c->dtype, lm->all_padded, 2 * block->inner);
 }
 
 static uint64_t larger(uint64_t a, uint64_t b)
@@ -172,14 +196,11 @@ static void make_scratch(Lm *lm)
     for (int layer = 0; layer < c->layers; layer++)
         inner = lm->block[layer].inner > inner ? lm->block[layer].inner : inner;
     lm->y = push_rows(lm, rows, c->dim);
-    lm->dy_all = push_rows(lm, rows, c->dim);
+    lm->dy_all = push_rows(lm, s->layout->sequence ? rows : 0, c->dim);
     lm->dh = push_rows(lm, rows, c->dim);
     lm->dn = push_rows(lm, rows, c->dim);
     lm->a = push_rows(lm, lm_is_moe(c) ? 0 : rows, inner);
     lm->wide = push_floats(lm, s->tp.ranks > 1 ? rows * c->dim : 0);
-    lm->logits = push_rows(lm, rows, lm->vocab_count);
-    lm->row_max = push_floats(lm, rows);
-    lm->row_sum = push_floats(lm, 2 * rows);
     uint64_t totals_bytes = (uint64_t)s->parts * CROSS_ENTROPY_TOTALS * sizeof(double);
     lm->totals = take(lm, totals_bytes, MEMORY_ACTIVATIONS);
     lm->norm_scratch = take(lm, rms_norm_backward_scratch_bytes(rows, c->dim), MEMORY_SCRATCH);
@@ -225,8 +246,10 @@ Lm *lm_create(const LmSettings *settings)
     lm->ids = push_words(lm, lm->all_padded);
     lm->targets = push_words(lm, lm->all_padded);
     lm->block = clear((size_t)c->layers + 1, sizeof(LmBlock));
+    lm->saved_first_bytes = clear((size_t)c->layers + 3, sizeof(uint64_t)); // embedding: nothing
     for (int layer = 0; layer <= c->layers; layer++)
         make_block(lm, layer);
+    lm->saved_first_bytes[c->layers + 2] = lm->saved_bytes;
     make_scratch(lm);
     if (settings->arena)
         lm->choices = clear((size_t)(settings->tokens * c->moe.top_k), sizeof(int32_t));
@@ -251,18 +274,44 @@ void lm_destroy(Lm *lm)
     for (int kind = 0; kind < LM_ROWS_KINDS; kind++)
         free(lm->range[kind]);
     free(lm->block);
+    free(lm->saved_first_bytes);
     free(lm->choices);
     free(lm);
 }
 
-void lm_memory(const LmSettings *settings, uint64_t *bytes)
+// Where in the room the shards' gradients may begin, so that none reaches down to what is needed
+// when it is written.
+static uint64_t gradients_first_bytes(const Lm *lm, const FsdpPlan *plan)
+{
+    uint64_t first = 0;
+    for (int unit = 0; unit < config_of(lm)->layers + 2; unit++)
+        for (int group = 0; group < FSDP_GROUPS; group++) {
+            const FsdpBucket *bucket = &plan->unit[unit].bucket[group];
+            uint64_t before = dtype_bytes(DTYPE_F32, (uint64_t)bucket->flat);
+            uint64_t saved = lm->saved_first_bytes[bucket->made_in_shard ? unit + 1 : unit];
+            if (bucket->shard > 0 && saved > before)
+                first = larger(first, saved - before);
+        }
+    return rounded_up(first);
+}
+
+LmMemory lm_memory(const LmSettings *settings, const FsdpPlan *plan)
 {
     LmSettings counting = *settings;
     counting.arena = NULL;
+    counting.room = NULL;
     Lm *lm = lm_create(&counting);
+    LmMemory memory = {.room_bytes = lm->saved_bytes};
     for (int category = 0; category < MEMORY_CATEGORIES; category++)
-        bytes[category] = lm->bytes[category];
+        memory.bytes[category] = lm->bytes[category];
+    if (plan) {
+        memory.gradients_first_bytes = gradients_first_bytes(lm, plan);
+        uint64_t gradients = dtype_bytes(DTYPE_F32, (uint64_t)plan->flat);
+        memory.room_bytes = larger(memory.room_bytes, memory.gradients_first_bytes + gradients);
+    }
+    memory.bytes[MEMORY_ACTIVATIONS] += memory.room_bytes;
     lm_destroy(lm);
+    return memory;
 }
 
 const Moe *lm_moe(const Lm *lm, int layer)

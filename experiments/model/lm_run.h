@@ -35,15 +35,30 @@ typedef struct LmSettings {
     EpTransport transport;
     DeviceKind device;
     Arena *arena;
+    void *room; // LmMemory.room_bytes for what units save for their backward; NULL: it is pushed
 } LmSettings;
 
 typedef struct Lm Lm;
 Lm *lm_create(const LmSettings *settings); // Collective(experts). Owner: the caller
 void lm_destroy(Lm *lm);                   // Collective(experts)
 
-// Local. Bytes that lm_create would push with these settings, [MEMORY_CATEGORIES], but for what the
-// expert layers push themselves; communicators need only ranks.
-void lm_memory(const LmSettings *settings, uint64_t *bytes);
+// What lm_create needs, but for what the expert layers push themselves. What units save in their
+// forward for their backward goes as gradients come, so that both stand in one room:
+//
+//   saved      | unit 1 | unit 2 | unit 3 |   ...   | head |
+//   gradients     | 0 | unit 1 | unit 2 | unit 3 |   ...   | head |   shards, in the plan's order
+//
+// A backward works from the right to the left. A unit's gradient is reduced when its backward is
+// done, into room that only it and units after it have used, or made there at once (fsdp.h), in
+// room of units after it alone: the gradients begin as far left as that holds for every unit.
+typedef struct LmMemory {
+    uint64_t bytes[MEMORY_CATEGORIES]; // the room is among the activations
+    uint64_t room_bytes;
+    uint64_t gradients_first_bytes; // in the room
+} LmMemory;
+// Local. plan: whose shards' gradients stand in the room; NULL: none do. Communicators need only
+// ranks.
+LmMemory lm_memory(const LmSettings *settings, const FsdpPlan *plan);
 
 // Enqueues(stream). The tokens of the next forward, host arrays [tokens].
 void lm_set_tokens(Lm *lm, const int32_t *ids, const int32_t *targets, Stream stream);

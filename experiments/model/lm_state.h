@@ -31,17 +31,17 @@ struct Lm {
     int32_t *part_first[LM_ROWS_KINDS], *part_rows[LM_ROWS_KINDS]; // [parts] device
     int32_t *all_first[LM_ROWS_KINDS], *all_rows[LM_ROWS_KINDS];   // [1] device
     int32_t *ids, *targets;                                        // [all_padded]
-    LmBlock *block; // [layers + 1]: the last one is the final norm
-    // Scratch of one block or head.
-    void *y, *dy_all;         // [all_padded, dim]
-    float *wide;              // [all_padded, dim] a term of a sum over tp
-    void *narrow;             // [all_padded, dim] the same as it travels, where that is not f32
-    void *a;                  // [rows, inner]
-    void *dh, *dn;            // [all_padded, dim]
-    void *logits;             // [rows, vocab here]
+    LmBlock *block;           // [layers + 1]: the last one is the final norm
+    void *logits;             // [rows, vocab here] saved by the head, as are the next three
     float *row_max, *row_sum; // [tokens]; row_sum and target_logit side by side
     float *target_logit;
-    double *totals; // [parts][CROSS_ENTROPY_TOTALS]
+    // Scratch of one block or head.
+    void *y, *dy_all; // [all_padded, dim]
+    float *wide;      // [all_padded, dim] a term of a sum over tp
+    void *narrow;     // [all_padded, dim] the same as it travels, where that is not f32
+    void *a;          // [rows, inner]
+    void *dh, *dn;    // [all_padded, dim]
+    double *totals;   // [parts][CROSS_ENTROPY_TOTALS]
     float *norm_scratch;
     int32_t *embedding_scratch;
     float *router_gradient;  // [parts, router_rows, dim]
@@ -50,6 +50,8 @@ struct Lm {
     void *product_workspace;           // of the device's library, when not exact
     int32_t *choices;                  // [tokens, top_k] host, for counting
     uint64_t bytes[MEMORY_CATEGORIES]; // pushed
+    uint64_t saved_bytes;              // of all units, each tensor rounded up
+    uint64_t *saved_first_bytes;       // [units + 1] where a unit's begin; where all end
     bool again;
 };
 

@@ -180,27 +180,39 @@ static void make_norm(LmTrainer *t)
     t->square_scratch = arena_push(arena, most, MEMORY_SCRATCH);
 }
 
-static void make_model(LmTrainer *t)
+static LmSettings model_settings(LmTrainer *t)
 {
     const LmTrainerSettings *s = &t->settings;
     const LmLayout *l = s->layout;
     int64_t step_tokens = l->tokens * s->training->accumulate;
     if (s->plant == LM_PLANT_LOCAL_LOSS)
         step_tokens = t->tokens * s->training->accumulate;
-    t->lm = lm_create(&(LmSettings){.layout = l,
-                                    .store = {use, done, value, gradient, t},
-                                    .tp = t->groups.tp,
-                                    .experts = t->groups.experts,
-                                    .tokens = t->tokens,
-                                    .parts = 1,
-                                    .groups = 1,
-                                    .tokens_of_step = step_tokens,
-                                    .align = s->align,
-                                    .threads = s->threads,
-                                    .exact = s->exact,
-                                    .transport = s->transport,
-                                    .device = s->device,
-                                    .arena = s->arena});
+    return (LmSettings){.layout = l,
+                        .store = {use, done, value, gradient, t},
+                        .tp = t->groups.tp,
+                        .experts = t->groups.experts,
+                        .tokens = t->tokens,
+                        .parts = 1,
+                        .groups = 1,
+                        .tokens_of_step = step_tokens,
+                        .align = s->align,
+                        .threads = s->threads,
+                        .exact = s->exact,
+                        .transport = s->transport,
+                        .device = s->device,
+                        .arena = s->arena};
+}
+
+// One room for what the model saves for its backward and the gradients that come instead. They are
+// made by the backward of the last micro-batch and stay until the next forward.
+static void share_room(Arena *arena, FsdpSettings *fsdp, LmSettings *model)
+{
+    FsdpPlan plan = fsdp_plan_create(fsdp);
+    LmMemory memory = lm_memory(model, &plan);
+    fsdp_plan_destroy(&plan);
+    char *room = arena_push(arena, memory.room_bytes, MEMORY_ACTIVATIONS);
+    model->room = room;
+    fsdp->gradients = (float *)(room + memory.gradients_first_bytes);
 }
 
 static void plant_not_reduced(LmTrainer *t)
@@ -226,6 +238,8 @@ LmTrainer *lm_trainer_create(const LmTrainerSettings *settings)
     FsdpSettings fsdp = lm_fsdp_settings(l, settings->training, &t->groups, t->parameters);
     fsdp.device = settings->device;
     fsdp.arena = settings->arena;
+    LmSettings model = model_settings(t);
+    share_room(settings->arena, &fsdp, &model);
     t->fsdp = fsdp_create(&fsdp);
     Stream stream = stream_create(settings->device);
     t->state = (LmState){.count = fsdp_plan(t->fsdp)->flat,
@@ -240,7 +254,7 @@ LmTrainer *lm_trainer_create(const LmTrainerSettings *settings)
     t->bias = clear(experts, sizeof(float));
     t->of_rank = clear((size_t)l->mesh->world.ranks, sizeof(double));
     make_norm(t);
-    make_model(t);
+    t->lm = lm_create(&model);
     stream_wait(stream);
     stream_destroy(stream);
     uint64_t unused[LM_TRAFFIC_KINDS];
