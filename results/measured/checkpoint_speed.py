@@ -11,7 +11,7 @@ writes each byte once; the commands read as much and write less. So rates are of
 "of cp" is the command's rate over the copy's of the same round. Times are those of the whole process, from its start to its
 end, with MPI's start, config, manifest and fsyncs. Needs numpy and build/tool_peak_memory; torchao's rows only with --python.
 """
-import argparse, json, os, shutil, statistics, subprocess, sys, time
+import argparse, json, os, re, shutil, statistics, subprocess, sys, time
 
 import numpy as np
 
@@ -143,11 +143,22 @@ def timed(a, words):
 
 
 def copy(source, target):
+    """Seconds. A large folder's files one by one, each removed before the next: there may be no room for two folders."""
     os.sync()
-    start = time.perf_counter()
-    subprocess.run(["cp", "-r", "--reflink=never", source, target], check=True)
-    subprocess.run(["sync"] + [f"{target}/{name}" for name in os.listdir(target)] + [target], check=True)
-    return time.perf_counter() - start
+    if folder_bytes(source) < 16e9:
+        start = time.perf_counter()
+        subprocess.run(["cp", "-r", "--reflink=never", source, target], check=True)
+        subprocess.run(["sync"] + [f"{target}/{name}" for name in os.listdir(target)] + [target], check=True)
+        return time.perf_counter() - start
+    os.makedirs(target)
+    seconds = 0.0
+    for name in sorted(os.listdir(source)):
+        start = time.perf_counter()
+        subprocess.run(["cp", "--reflink=never", f"{source}/{name}", target], check=True)
+        subprocess.run(["sync", f"{target}/{name}"], check=True)
+        seconds += time.perf_counter() - start
+        os.remove(f"{target}/{name}")
+    return seconds
 
 
 class Row:
@@ -183,6 +194,7 @@ def measure(a, megabytes, rounds, jobs, cold=False):
             row.rates.append(moved / seconds)
             row.ratios.append(moved / seconds / rates[-1])
             row.peak = max(row.peak, peak)
+            print(f"{row.name}: {seconds:.2f} s, {100 * row.ratios[-1]:.0f} % of {rates[-1] / 1e9:.2f} GB/s", flush=True)
             lines = [line for line in text.splitlines() if line.startswith("{")]
             if lines and "seconds" in json.loads(lines[-1]):
                 row.own.append(json.loads(lines[-1])["seconds"])
@@ -223,14 +235,16 @@ def measure_gpu(a, sizes):
                  (f"quantize {recipe}, 1 rank + GPU, --no-hash", command(a, *words, "--device", "cuda", "--no-hash"), "source"),
                  (f"quantize {recipe}, 1 rank, CPU", command(a, *words), "source"),
                  (f"quantize {recipe}, {a.ranks} CPU ranks", command(a, *words, ranks=a.ranks), "source")]
+    jobs = [job for job in jobs if re.search(a.jobs, job[0])]
     with open(a.o, "w") as f:
         f.write("# quantize on a GPU and on many ranks beside cp + fsync\n\n"
                 f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}; {os.cpu_count()} cores, {gpu[0] if gpu else 'a GPU'}; random bf16 in the names and shapes of "
                 f"Qwen1.5-MoE; load {os.getloadavg()[0]:.1f} at the start. GB/s are bytes read and written, of the whole process; \"of cp\" compares with the copy of "
                 "the same round: median (least .. most). The page cache is warm. What CUDA takes is in the resident set.\n")
         for size in sizes:
-            shutil.rmtree(f"{a.folder}/source", ignore_errors=True)
-            make(f"{a.folder}/source", size)
+            if not a.made:
+                shutil.rmtree(f"{a.folder}/source", ignore_errors=True)
+                make(f"{a.folder}/source", size)
             table(f, f"{folder_bytes(a.folder + '/source') / 1e6:.0f} MB, {a.rounds} rounds:", *measure(a, size, a.rounds, jobs))
         f.write(f"\n    python3 results/measured/checkpoint_speed.py --program build/meshwork --folder {a.folder} --gpu --ranks {a.ranks} --sizes {a.sizes} "
                 f"--rounds {a.rounds} -o results/measured/checkpoint_speed_h200.md\n")
@@ -248,6 +262,8 @@ def main():
     p.add_argument("--sizes", default="64,256,1000,4000")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--gpu", action="store_true")
+    p.add_argument("--jobs", default="", help="--gpu: only commands whose name has a match")
+    p.add_argument("--made", action="store_true", help="--gpu: the folder's source is there already, by --make")
     p.add_argument("--ranks", type=int, default=16)
     p.add_argument("-o")
     a = p.parse_args()
