@@ -132,7 +132,7 @@ static bool do_plain(const Job *job, Worker *worker, const RewriteUnit *unit)
     if (dtype_row(tensor->tensor.dtype)->bits < 8)
         return work_write(job, worker, tensor->segment[0].weight->tensor.data,
                           tensor_bytes(&tensor->tensor), place);
-    if (tensor->action != REWRITE_COPY) {
+    if (tensor->action != REWRITE_COPY || tensor->segment[0].turned) {
         const void *values = rewrite_read_rows(&worker->values, tensor, unit->first, unit->rows);
         return work_write(job, worker, values, (uint64_t)unit->rows * row_bytes, place);
     }
