@@ -196,8 +196,10 @@ static void on_hello(Ledger *ledger, LedgerLink *link, const void *payload, size
     int known = 0;
     for (int i = 0; i < ledger->links_max; i++)
         known += ledger->links[i].rank >= 0;
-    if (ledger->rank == 0 && known == ledger->ranks - 1)
+    if (ledger->rank == 0 && known == ledger->ranks - 1) {
         tell_ready(ledger);
+        ledger->next_pulse_s = ledger->now_s; // for which they all wait
+    }
 }
 
 // Only a hub sends pulses. One that was thought silent is followed again.

@@ -5,7 +5,9 @@
 
 #include "harness/bf16.h"
 
-enum { CHUNK = 512, TABLE = 256 };
+#include <string.h>
+
+enum { CHUNK = 512, TABLE = 256, WIDE_BLOCK = 4 * TABLE };
 
 typedef enum Form {
     FORM_SCALED,  // number * scale
@@ -88,18 +90,40 @@ static float scale_of(const QTensor *q, int64_t matrix, float scale)
                                             : q->tensor_scales[matrix] * scale;
 }
 
+// A block of many columns, to bf16: what each code stands for in it is found once.
+static void dequantise_wide(const Walk *walk, const uint8_t *codes, float scale, float zero,
+                            int64_t count, uint16_t *out)
+{
+    float numbers[TABLE];
+    uint16_t value[TABLE];
+    memcpy(numbers, walk->number, sizeof(numbers));
+    apply(walk->form, scale, zero, TABLE, numbers);
+    for (int code = 0; code < TABLE; code++)
+        value[code] = bf16_bits_from_f32(numbers[code]);
+    for (int64_t i = 0; i < count; i++)
+        out[i] = value[codes[i]];
+}
+
 static void dequantise_row(const Walk *walk, int64_t matrix, int64_t row)
 {
     const QTensor *q = walk->q;
     int64_t width = qtensor_block_columns(q), start = (matrix * q->rows + row) * q->columns;
     int64_t block_row = row / qtensor_block_rows(q);
     bool plain = q->scale_layout == SCALES_PLAIN;
+    bool wide = width >= WIDE_BLOCK && q->code_layout == CODES_BYTES && walk->dtype == DTYPE_BF16;
     int64_t index = qtensor_scale_index(q, matrix, block_row, 0);
     for (int64_t first = 0; first < q->columns; first += width, index++) {
         QuantBlock block = plain ? qtensor_load_block_at(q, index)
                                  : qtensor_load_block(q, matrix, block_row, first / width);
         float scale = scale_of(q, matrix, block.scale);
         int64_t end = first + width < q->columns ? first + width : q->columns;
+        if (wide) {
+            const uint8_t *codes =
+                (const uint8_t *)q->codes + qtensor_code_bit(q, matrix, row, first) / 8;
+            dequantise_wide(walk, codes, scale, block.zero, end - first,
+                            (uint16_t *)walk->values + start + first);
+            continue;
+        }
         for (int64_t at = first; at < end; at += CHUNK) {
             float numbers[CHUNK];
             int64_t count = end - at < CHUNK ? end - at : CHUNK;

@@ -147,18 +147,44 @@ static int parts_of(const ExpertName *array)
     return array->part == EXPERT_GATE_UP ? 2 : 1;
 }
 
-bool expert_matrices(const ExpertName *array, const Weight *weight, const char *folder,
+static const Weight *find_part(const ExpertName *array, const Checkpoint *checkpoint,
+                               ExpertPart part, const char *tail)
+{
+    char text[EXPERT_NAME_BYTES + 64];
+    snprintf(text, sizeof(text), "%s.%s%s", array->prefix, part_names[part], tail);
+    return checkpoint_find(checkpoint, text);
+}
+
+// Upright: [experts, 2 inner, hidden] and [experts, hidden, inner]. No shapes fit both.
+bool expert_array_is_turned(const ExpertName *array, const Checkpoint *checkpoint)
+{
+    const Weight *gate_up = find_part(array, checkpoint, EXPERT_GATE_UP, "");
+    const Weight *down = find_part(array, checkpoint, EXPERT_DOWN, "");
+    if (array->expert >= 0 || !gate_up || !down || gate_up->tensor.rank != 3 ||
+        down->tensor.rank != 3)
+        return false;
+    const int64_t *g = gate_up->tensor.shape, *d = down->tensor.shape;
+    return g[2] > 0 && g[1] == d[2] && g[2] % 2 == 0 && g[2] / 2 == d[1];
+}
+
+bool expert_array_has_bias(const ExpertName *array, const Checkpoint *checkpoint)
+{
+    return find_part(array, checkpoint, EXPERT_GATE_UP, "_bias") != NULL;
+}
+
+bool expert_matrices(const ExpertName *array, const Weight *weight, const Checkpoint *checkpoint,
                      int64_t *count, Error *error)
 {
-    int64_t experts = weight->tensor.shape[0], rows = weight->tensor.shape[1];
+    bool turned = expert_array_is_turned(array, checkpoint);
+    int64_t experts = weight->tensor.shape[0], rows = weight->tensor.shape[turned ? 2 : 1];
     *count = experts * parts_of(array);
     return (rows % parts_of(array) == 0 && experts <= EXPERTS_MAX) ||
-           bad_tensor(error, folder, weight->name,
+           bad_tensor(error, checkpoint->folder, weight->name,
                       "%lld experts of %lld rows are no experts' gate and up", (long long)experts,
                       (long long)rows);
 }
 
-void expert_matrix(const ExpertName *array, const Weight *weight, int64_t index,
+void expert_matrix(const ExpertName *array, const Weight *weight, int64_t index, bool turned,
                    ExpertMatrix *matrix)
 {
     int parts = parts_of(array);
@@ -167,7 +193,9 @@ void expert_matrix(const ExpertName *array, const Weight *weight, int64_t index,
     if (parts == 2)
         name.part = index % 2 ? EXPERT_UP : EXPERT_GATE;
     expert_name_write(&name, matrix->name, sizeof(matrix->name));
-    matrix->rows = weight->tensor.shape[1] / parts;
+    matrix->turned = turned;
+    matrix->rows = weight->tensor.shape[turned ? 2 : 1] / parts;
+    matrix->columns = weight->tensor.shape[turned ? 1 : 2];
     matrix->first = index * matrix->rows;
 }
 

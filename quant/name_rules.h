@@ -46,16 +46,22 @@ bool expert_name_read(const char *parameter, int rank, ExpertName *name);
 void expert_name_write(const ExpertName *name, char *text, size_t bytes);
 
 // Matrices of an array of experts, [experts, rows, columns]; where gate and up share the rows, two
-// of each expert.
+// of each expert. A turned array is [experts, columns, rows], as Llama 4 has them.
 typedef struct ExpertMatrix {
     char name[EXPERT_NAME_BYTES + 64]; // as if each were a parameter of its own
-    int64_t first, rows;               // of the array's rows, counted through all experts
+    int64_t first, rows, columns;      // first: of the array's rows, counted through all experts
+    bool turned;
 } ExpertMatrix;
+// Local. Whether an array is turned, which the shapes of gate_up and down together tell.
+bool expert_array_is_turned(const ExpertName *array, const Checkpoint *checkpoint);
+// Local. Whether its gate and up stand in turns, row by row: such arrays have biases (gpt-oss).
+bool expert_array_has_bias(const ExpertName *array, const Checkpoint *checkpoint);
 // Local. How many; error 65 if its shape is none of experts.
-bool expert_matrices(const ExpertName *array, const Weight *weight, const char *folder,
+bool expert_matrices(const ExpertName *array, const Weight *weight, const Checkpoint *checkpoint,
                      int64_t *count, Error *error);
-void expert_matrix(const ExpertName *array, const Weight *weight, int64_t index,
-                   ExpertMatrix *matrix); // Local
+// Local. turned: of expert_array_is_turned.
+void expert_matrix(const ExpertName *array, const Weight *weight, int64_t index, bool turned,
+                   ExpertMatrix *matrix);
 
 // Local. The index of the rule for a weight, or -1. experts: how many a fused array holds. Error 2
 // if rules name only some of what a fused array holds.

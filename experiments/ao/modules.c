@@ -111,11 +111,15 @@ static bool add_experts(AoModules *modules, const Weight *weight, const ExpertNa
                         Error *error)
 {
     int64_t count;
-    if (!expert_matrices(array, weight, modules->checkpoint.folder, &count, error))
+    if (expert_array_is_turned(array, &modules->checkpoint))
+        return error_set(
+            error, EXIT_CODE_USAGE, "`meshwork convert --layout bf16 --experts separate` first",
+            "%.150s is [experts, inputs, outputs], with the inputs first", weight->name);
+    if (!expert_matrices(array, weight, &modules->checkpoint, &count, error))
         return false;
     for (int64_t i = 0; i < count; i++) {
         ExpertMatrix matrix;
-        expert_matrix(array, weight, i, &matrix);
+        expert_matrix(array, weight, i, false, &matrix);
         AoModule *module = add_of(modules, weight, "Linear", matrix.name);
         module->rows = matrix.rows;
         module->first = matrix.first;

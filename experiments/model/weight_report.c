@@ -295,13 +295,14 @@ static void compare_plain(const Weight *weight, RewriteValues *values, const Rew
     DType dtype = weight->tensor.dtype, theirs = tensor->tensor.dtype;
     int64_t rows = rewrite_rows(tensor), columns = rewrite_columns(tensor);
     bool same = true, quantised = tensor->segments > 0 && tensor->segment[0].weight->quantised;
+    bool turned = tensor->segments > 0 && tensor->segment[0].turned;
     bool real = weight_is_real(theirs);
     int64_t step = chunk_rows(columns, 1);
     uint64_t row_bytes = dtype_bytes(dtype, (uint64_t)columns);
     for (int64_t row = 0; row < rows; row += step) {
         int64_t count = row + step < rows ? step : rows - row;
         const char *mine = (const char *)weight->tensor.data + (uint64_t)row * row_bytes;
-        if (dtype == theirs && !quantised) {
+        if (dtype == theirs && !quantised && !turned) {
             for (int64_t done = 0; done < count;) {
                 int64_t part = count - done;
                 const void *data = rewrite_source_rows(tensor, row + done, &part);

@@ -67,7 +67,8 @@ static void add_segment(RewriteTensor *tensor, const Weight *weight, int64_t fir
     tensor->segment =
         realloc(tensor->segment, (size_t)(tensor->segments + 1) * sizeof(*tensor->segment));
     CHECK(tensor->segment, EXIT_CODE_HARDWARE, "free host memory", "no host memory for a plan");
-    tensor->segment[tensor->segments++] = (RewriteSegment){weight, first, rows};
+    tensor->segment[tensor->segments++] =
+        (RewriteSegment){.weight = weight, .first = first, .rows = rows};
 }
 
 static void add_same(Builder *builder, const Weight *weight)
@@ -78,21 +79,52 @@ static void add_same(Builder *builder, const Weight *weight)
     add_segment(tensor, weight, 0, rewrite_rows(tensor));
 }
 
+static void round_to_bf16(Rewrite *rewrite, RewriteTensor *tensor)
+{
+    tensor->action = REWRITE_ROUND;
+    tensor->tensor.dtype = DTYPE_BF16;
+    tensor->lossless = false;
+    rewrite->rounded++;
+}
+
 // ---- experts one by one, from an array ----
+
+// Turned values pass through the same memory as rounded ones, which is bf16.
+static bool check_turned(const Builder *builder, const Weight *weight, const ExpertName *fused)
+{
+    static const char *const fix = "--experts fused keeps the arrays, which no recipe may take: "
+                                   "--skip 're:.*experts.*'";
+    if (weight->quantised || !weight_is_real(weight->tensor.dtype))
+        return error_set(builder->error, EXIT_CODE_USAGE, fix,
+                         "%.150s is [experts, inputs, outputs] of codes, which cannot be turned",
+                         weight->name);
+    if (expert_array_has_bias(fused, &builder->rewrite->source))
+        return error_set(builder->error, EXIT_CODE_USAGE, fix,
+                         "%.150s has a bias, as gpt-oss: its gate and up alternate and cannot be "
+                         "written as experts one by one",
+                         weight->name);
+    return true;
+}
 
 static bool add_separate(Builder *builder, const Weight *weight, const ExpertName *fused)
 {
+    const Checkpoint *source = &builder->rewrite->source;
+    bool turned = expert_array_is_turned(fused, source);
     int64_t count;
-    if (!expert_matrices(fused, weight, builder->rewrite->source.folder, &count, builder->error))
+    if ((turned && !check_turned(builder, weight, fused)) ||
+        !expert_matrices(fused, weight, source, &count, builder->error))
         return false;
     for (int64_t i = 0; i < count; i++) {
         ExpertMatrix matrix;
-        expert_matrix(fused, weight, i, &matrix);
+        expert_matrix(fused, weight, i, turned, &matrix);
         RewriteTensor *tensor = add_tensor(builder, matrix.name);
         tensor->tensor = (Tensor){.dtype = weight->tensor.dtype, .rank = 2};
         tensor->tensor.shape[0] = matrix.rows;
-        tensor->tensor.shape[1] = weight->tensor.shape[2];
+        tensor->tensor.shape[1] = matrix.columns;
         add_segment(tensor, weight, matrix.first, matrix.rows);
+        tensor->segment[0].turned = turned;
+        if (turned && weight->tensor.dtype != DTYPE_BF16)
+            round_to_bf16(builder->rewrite, tensor);
     }
     return true;
 }
@@ -115,11 +147,23 @@ static const Weight *find_expert(const Builder *builder, ExpertName name, int64_
     return checkpoint_find(&builder->rewrite->source, text);
 }
 
+// Arrays are made upright, which this model's library would not take.
+static bool has_turned_arrays(const Json *config)
+{
+    const char *type = config ? json_text_of(json_find(config, "model_type")) : NULL;
+    return type && strncmp(type, "llama4", 6) == 0;
+}
+
 // Called with the first part of expert 0; the other parts and experts follow from it.
 static bool add_fused(Builder *builder, const Weight *first, const ExpertName *name)
 {
     const bool down = name->part == EXPERT_DOWN;
     ExpertName fused = *name;
+    if (has_turned_arrays(builder->rewrite->source.config))
+        return error_set(builder->error, EXIT_CODE_USAGE, "leave out --experts fused",
+                         "%.150s and the others would be one array [experts, outputs, inputs], but "
+                         "Llama 4 has [experts, inputs, outputs]",
+                         first->name);
     char text[EXPERT_NAME_BYTES + 64];
     fused.expert = -1;
     fused.part = down ? EXPERT_DOWN : EXPERT_GATE_UP;
@@ -239,12 +283,8 @@ static bool make_tensors(Rewrite *rewrite, Error *error)
 static void leave_plain(Rewrite *rewrite, RewriteTensor *tensor, const char *why)
 {
     snprintf(tensor->why, sizeof(tensor->why), "%.190s", why);
-    if (tensor->tensor.dtype == DTYPE_F16 || tensor->tensor.dtype == DTYPE_F32) {
-        tensor->action = REWRITE_ROUND;
-        tensor->tensor.dtype = DTYPE_BF16;
-        tensor->lossless = false;
-        rewrite->rounded++;
-    }
+    if (tensor->tensor.dtype == DTYPE_F16 || tensor->tensor.dtype == DTYPE_F32)
+        round_to_bf16(rewrite, tensor);
 }
 
 // Why a weight that a rule names is left as it is nevertheless; NULL if it is not.
@@ -267,6 +307,13 @@ static const char *not_quantisable(const Rewrite *rewrite, const RewriteTensor *
     return NULL;
 }
 
+static bool is_turned_array(const Rewrite *rewrite, const RewriteTensor *tensor)
+{
+    ExpertName name;
+    return expert_name_read(tensor->name, tensor->tensor.rank, &name) && name.expert < 0 &&
+           expert_array_is_turned(&name, &rewrite->source);
+}
+
 static bool choose_one(Rewrite *rewrite, RewriteTensor *tensor, Error *error)
 {
     const NameRules *rules = rewrite->request->rules;
@@ -287,6 +334,13 @@ static bool choose_one(Rewrite *rewrite, RewriteTensor *tensor, Error *error)
         leave_plain(rewrite, tensor, why ? why : "recipe none");
         return true;
     }
+    if (is_turned_array(rewrite, tensor))
+        return error_set(error, EXIT_CODE_USAGE,
+                         "--experts separate writes them one by one as [outputs, inputs]; --skip "
+                         "'re:.*experts.*' leaves them as they are",
+                         "%.150s is [experts, inputs, outputs], as Llama 4 has it: recipes take "
+                         "arrays whose last dimension is the input",
+                         tensor->name);
     Error cause = {0};
     StoredPlan plan = {&rule->recipe, rewrite->request->layout, tensor->tensor.rank,
                        tensor->tensor.shape, DTYPES};

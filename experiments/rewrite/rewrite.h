@@ -39,6 +39,7 @@ typedef enum RewriteAction {
 typedef struct RewriteSegment {
     const Weight *weight;
     int64_t first, rows;
+    bool turned; // they are the columns of its matrices
 } RewriteSegment;
 
 typedef struct RewriteTensor {

@@ -5,8 +5,8 @@
 // threads more wait for theirs.
 // The system reads units to come ahead and writes finished ones behind (MADV_WILLNEED,
 // sync_file_range); pages of the source are let go after use, so that memory stays that of the
-// units at hand. When a shard's bytes are all there, a thread makes its digest and waits for the
-// disk, while the next shard is made.
+// units at hand. Between units the threads of a lone rank take steps of the digest; when a shard's
+// bytes are all there, a thread ends its digest and waits for the disk, while the next is made.
 #include "experiments/rewrite/rewrite.h"
 
 #include "experiments/rewrite/chase.h"
@@ -29,6 +29,9 @@
 
 enum { PATH_BYTES = CHECKPOINT_PATH_BYTES + 512 };
 static const uint64_t ahead_bytes = 64 << 20;
+// At a time. Others write to the same file and wait for its lock meanwhile; and Linux takes one
+// large page for one large write, which on a virtual machine may be far slower than many small.
+static const uint64_t write_bytes = 512 << 10;
 
 // A thread of the rank.
 typedef struct Worker {
@@ -83,7 +86,7 @@ static bool write_at(const Job *job, const void *data, uint64_t bytes, uint64_t 
     for (uint64_t done = 0; done < bytes;) {
         uint64_t left = bytes - done;
         ssize_t count = pwrite(job->descriptor, (const char *)data + done,
-                               left < 1u << 30 ? left : 1u << 30, (off_t)(place + done));
+                               left < write_bytes ? left : write_bytes, (off_t)(place + done));
         if (count < 0 && errno == EINTR)
             continue;
         if (count <= 0)
@@ -129,7 +132,7 @@ static bool do_plain(const Job *job, Worker *worker, const RewriteUnit *unit)
     if (dtype_row(tensor->tensor.dtype)->bits < 8)
         return work_write(job, worker, tensor->segment[0].weight->tensor.data,
                           tensor_bytes(&tensor->tensor), place);
-    if (tensor->action != REWRITE_COPY) {
+    if (tensor->action != REWRITE_COPY || tensor->segment[0].turned) {
         const void *values = rewrite_read_rows(&worker->values, tensor, unit->first, unit->rows);
         return work_write(job, worker, values, (uint64_t)unit->rows * row_bytes, place);
     }
@@ -272,10 +275,23 @@ static bool has_failed(const Job *job)
     return failed;
 }
 
+static bool has_units(Share *share)
+{
+    bool has;
+#pragma omp critical(rewrite_take_unit)
+    has = share->next < share->last;
+    return has;
+}
+
+// The digest goes first: it alone cannot be divided among threads.
 static void work(Job *job, Worker *worker, Share *share, bool shows)
 {
     device_select(worker->values.device, worker->values.device_index);
-    for (int64_t i; !has_failed(job) && (i = take_unit(job, worker, share)) >= 0;) {
+    for (int64_t i; !has_failed(job);) {
+        while (job->chase && has_units(share) && rewrite_chase_step(job->chase))
+            continue;
+        if ((i = take_unit(job, worker, share)) < 0)
+            break;
         if (!do_unit(job, worker, &job->units.unit[i])) {
 #pragma omp atomic write
             job->failed = true;

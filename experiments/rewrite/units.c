@@ -72,12 +72,38 @@ static uint64_t first_byte(const Rewrite *rewrite, const RewriteUnit *unit)
     return place;
 }
 
+typedef struct Placed {
+    uint64_t place; // of the tensor's codes or values
+    int tensor;
+} Placed;
+
+static int compare_places(const void *a, const void *b)
+{
+    uint64_t x = ((const Placed *)a)->place, y = ((const Placed *)b)->place;
+    return x < y ? -1 : x > y;
+}
+
+// A file's order is not that of the names: experts.10 is before experts.2 there.
+static void add_shard(const Rewrite *rewrite, const RewriteShard *shard, DeviceKind device,
+                      RewriteUnits *units)
+{
+    Placed *order = calloc((size_t)shard->count + 1, sizeof(*order));
+    CHECK(order, EXIT_CODE_HARDWARE, "free host memory", "no host memory for units");
+    for (int i = 0; i < shard->count; i++) {
+        int tensor = shard->first + i;
+        order[i] = (Placed){rewrite->tensor[tensor].place[STORED_CODES], tensor};
+    }
+    qsort(order, (size_t)shard->count, sizeof(*order), compare_places);
+    for (int i = 0; i < shard->count; i++)
+        add_units(rewrite, order[i].tensor, device, units);
+    free(order);
+}
+
 void rewrite_units_make(const Rewrite *rewrite, const RewriteShard *shard, DeviceKind device,
                         RewriteUnits *units)
 {
     units->count = 0;
-    for (int i = shard->first; i < shard->first + shard->count; i++)
-        add_units(rewrite, i, device, units);
+    add_shard(rewrite, shard, device, units);
     uint64_t ahead = shard->bytes;
     for (int64_t i = units->count - 1; i >= 0; i--) {
         uint64_t first = first_byte(rewrite, &units->unit[i]);

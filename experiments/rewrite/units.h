@@ -1,6 +1,6 @@
 // units.h -- what is made at a time: a run of rows of one tensor, which is one run of bytes in
-// every part of it. Units of a shard stand in the order of the file and are dealt to ranks by
-// bytes.
+// every part of it. Units of a shard stand in the order in which the file has their codes or
+// values, so that it fills from its beginning on; they are dealt to ranks by bytes.
 #pragma once
 
 #include "experiments/rewrite/rewrite.h"

@@ -124,6 +124,21 @@ const void *rewrite_source_rows(const RewriteTensor *tensor, int64_t first, int6
     return (const char *)source->data + (uint64_t)(segment->first + within) * row_bytes;
 }
 
+// The matrix of a turned segment in the source, [columns, rows of the matrix].
+typedef struct TurnedMatrix {
+    const char *data;
+    int64_t rows, first; // first: the segment's
+} TurnedMatrix;
+
+static TurnedMatrix turned_matrix(const RewriteSegment *segment)
+{
+    const Tensor *array = &segment->weight->tensor;
+    int64_t rows = array->shape[2], expert = segment->first / rows;
+    uint64_t bytes = dtype_bytes(array->dtype, (uint64_t)(array->shape[1] * rows));
+    return (TurnedMatrix){(const char *)array->data + (uint64_t)expert * bytes, rows,
+                          segment->first % rows};
+}
+
 typedef void RowsVisit(const Checkpoint *source, const void *data, uint64_t bytes);
 
 // The share of scales and zero points that goes with rows of codes, in pages about.
@@ -150,6 +165,13 @@ static void visit_rows(const RewriteValues *values, const RewriteTensor *tensor,
         int64_t within, count = end - first;
         const RewriteSegment *segment = segment_of(tensor, first, &within);
         const Weight *weight = segment->weight;
+        if (segment->turned) { // every column of the matrix has some of them
+            TurnedMatrix matrix = turned_matrix(segment);
+            int64_t elements = matrix.rows * rewrite_columns(tensor);
+            visit(&values->rewrite->source, matrix.data,
+                  dtype_bytes(weight->tensor.dtype, (uint64_t)elements));
+            return; // a tensor has one such segment
+        }
         const Tensor *source =
             weight->quantised ? &weight->stored.part[STORED_CODES].tensor : &weight->tensor;
         uint64_t total_rows =
@@ -185,7 +207,7 @@ void rewrite_release_rows(const RewriteValues *values, const RewriteTensor *tens
 
 static void round_values(const void *data, DType dtype, int64_t count, uint16_t *out)
 {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count > 1 << 16)
     for (int64_t i = 0; i < count; i++) {
         uint32_t wide;
         uint16_t narrow;
@@ -218,11 +240,35 @@ static void read_quantised(const Stored *stored, int64_t first, int64_t rows, Ar
 static const void *rows_in_place(const RewriteTensor *tensor, int64_t first, int64_t rows)
 {
     int64_t within, there = rows;
-    const Weight *weight = segment_of(tensor, first, &within)->weight;
-    if (rows == 0 || weight->quantised || weight->tensor.dtype != DTYPE_BF16)
+    const RewriteSegment *segment = segment_of(tensor, first, &within);
+    const Weight *weight = segment->weight;
+    if (rows == 0 || segment->turned || weight->quantised || weight->tensor.dtype != DTYPE_BF16)
         return NULL;
     const void *data = rewrite_source_rows(tensor, first, &there);
     return there == rows && (uintptr_t)data % sizeof(uint16_t) == 0 ? data : NULL;
+}
+
+// Rows of a turned matrix: piece by piece of a column, so that both sides stay in the cache.
+static void read_turned(const RewriteSegment *segment, int64_t within, int64_t rows,
+                        int64_t columns, uint16_t *out)
+{
+    enum { PIECE = 64 };
+    TurnedMatrix matrix = turned_matrix(segment);
+    DType dtype = segment->weight->tensor.dtype;
+    uint16_t piece[PIECE];
+    for (int64_t row = 0; row < rows; row += PIECE) {
+        int64_t count = row + PIECE < rows ? PIECE : rows - row;
+        for (int64_t column = 0; column < columns; column++) {
+            uint64_t at = (uint64_t)(column * matrix.rows + matrix.first + within + row);
+            const char *data = matrix.data + dtype_bytes(dtype, at);
+            if (dtype == DTYPE_BF16)
+                memcpy(piece, data, (size_t)count * sizeof(*piece));
+            else
+                round_values(data, dtype, count, piece);
+            for (int64_t i = 0; i < count; i++)
+                out[(row + i) * columns + column] = piece[i];
+        }
+    }
 }
 
 const void *rewrite_read_rows(RewriteValues *values, const RewriteTensor *tensor, int64_t first,
@@ -240,7 +286,9 @@ const void *rewrite_read_rows(RewriteValues *values, const RewriteTensor *tensor
         if (count > segment->rows - within)
             count = segment->rows - within;
         int64_t elements = count * columns, row = segment->first + within;
-        if (weight->quantised)
+        if (segment->turned)
+            read_turned(segment, within, count, columns, out);
+        else if (weight->quantised)
             read_quantised(&weight->stored, row, count, values->host, out);
         else if (weight->tensor.dtype == DTYPE_BF16)
             memcpy(out, (const char *)weight->tensor.data + row * columns * 2,
