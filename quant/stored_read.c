@@ -2,6 +2,7 @@
 //
 // Parts of files may lie at any address, so numbers are copied out byte by byte before they are
 // used. Reading always gives plain scales and row-major codes; from there every layout is reached.
+#include "quant/place.h"
 #include "quant/stored.h"
 
 #include <string.h>
@@ -76,13 +77,31 @@ static uint32_t read_zero(const Stored *stored, int64_t index, int64_t block_row
     return (code - (1u << (bits - 1))) & 0xFFu;
 }
 
-// How many scales of a row lie one after another from this column on.
-static int64_t scales_in_a_run(const QTensor *q, int64_t column, int64_t columns)
+// Where the scales of a row of blocks lie: runs of them side by side, the runs equally far apart.
+typedef struct ScaleRow {
+    int64_t first, run, step; // elements
+} ScaleRow;
+
+static ScaleRow scale_row(const QTensor *q, int64_t matrix, int64_t block_row)
 {
-    int64_t left = columns - column, four = 4 - column % 4;
+    int64_t columns = qtensor_grid_columns(q);
+    ScaleRow row = {.first = qtensor_scale_index(q, matrix, block_row, 0), .run = 1};
     if (q->scale_layout == SCALES_PLAIN)
-        return left;
-    return q->scale_layout != SCALES_SWIZZLED ? 1 : left < four ? left : four;
+        row.run = columns;
+    else if (q->scale_layout == SCALES_SWIZZLED)
+        row.run = SWIZZLE_COLUMNS;
+    if (row.run < columns)
+        row.step = qtensor_scale_index(q, matrix, block_row, row.run) - row.first;
+    return row;
+}
+
+// Runs are of few bytes or of a whole row.
+static void copy_run(void *to, const void *from, uint64_t bytes)
+{
+    if (bytes == SWIZZLE_COLUMNS)
+        memcpy(to, from, SWIZZLE_COLUMNS);
+    else
+        memcpy(to, from, bytes);
 }
 
 // Every column gets the scale and zero point of its group.
@@ -90,10 +109,11 @@ static void spread_scales(const Stored *stored, int64_t matrix, int64_t first, Q
 {
     const QTensor *q = &stored->q;
     const void *scales = stored->part[STORED_SCALES].tensor.data;
-    for (int64_t row = 0; row < rows->rows; row++)
+    for (int64_t row = 0; row < rows->rows; row++) {
+        ScaleRow from = scale_row(q, matrix, first + row);
         for (int64_t column = 0; column < q->columns; column++) {
             int64_t group = load_bits(stored->group_of_column, DTYPE_I32, column);
-            int64_t at = qtensor_scale_index(q, matrix, first + row, group);
+            int64_t at = from.first + group / from.run * from.step + group % from.run;
             int64_t to = row * q->columns + column;
             store_bits(rows->scales, q->rule.scale_dtype, to,
                        load_bits(scales, q->rule.scale_dtype, at));
@@ -101,6 +121,7 @@ static void spread_scales(const Stored *stored, int64_t matrix, int64_t first, Q
                 store_bits(rows->zeros, q->rule.zero_dtype, to,
                            read_zero(stored, at, first + row, group));
         }
+    }
 }
 
 static void read_scales(const Stored *stored, int64_t matrix, int64_t first, QTensor *rows)
@@ -110,17 +131,19 @@ static void read_scales(const Stored *stored, int64_t matrix, int64_t first, QTe
     const DType dtype = q->rule.scale_dtype;
     int64_t first_block = whole_tensor(q) ? 0 : first / q->rule.block_rows;
     int64_t grid_rows = qtensor_grid_rows(rows), columns = qtensor_grid_columns(rows);
-    for (int64_t row = 0; row < grid_rows; row++)
-        for (int64_t column = 0, run; column < columns; column += run) {
-            int64_t to = row * columns + column;
-            int64_t at = qtensor_scale_index(q, matrix, first_block + row, column);
-            run = scales_in_a_run(q, column, columns);
-            memcpy((char *)rows->scales + dtype_bytes(dtype, (uint64_t)to),
-                   scales + dtype_bytes(dtype, (uint64_t)at), dtype_bytes(dtype, (uint64_t)run));
+    const int64_t bytes = (int64_t)dtype_bytes(dtype, 1);
+    for (int64_t row = 0; row < grid_rows; row++) {
+        ScaleRow from = scale_row(q, matrix, first_block + row);
+        int64_t at = from.first, to = row * columns;
+        for (int64_t column = 0; column < columns; column += from.run, at += from.step) {
+            int64_t left = columns - column, run = left < from.run ? left : from.run;
+            copy_run((char *)rows->scales + (to + column) * bytes, scales + at * bytes,
+                     (uint64_t)(run * bytes));
             for (int64_t i = 0; rows->zeros && i < run; i++)
-                store_bits(rows->zeros, q->rule.zero_dtype, to + i,
+                store_bits(rows->zeros, q->rule.zero_dtype, to + column + i,
                            read_zero(stored, at + i, first_block + row, column + i));
         }
+    }
     if (!rows->tensor_scales)
         return;
     uint32_t bits = load_bits(stored->part[STORED_TENSOR_SCALE].tensor.data, DTYPE_F32, matrix);
@@ -224,23 +247,27 @@ void qtensor_copy_rows(const QTensor *from, QTensor *to, int64_t row)
     int64_t columns = qtensor_grid_columns(to);
     const DType dtype = to->rule.scale_dtype;
     bool same = from->rule.scale_dtype == dtype && !replicated;
-    for (int64_t block_row = 0; block_row < blocks; block_row++)
-        for (int64_t column = 0, run; column < columns; column += run) {
-            int64_t in = replicated ? 0 : block_row * columns + column;
-            int64_t out = qtensor_scale_index(to, 0, first + block_row, column);
-            run = same ? scales_in_a_run(to, column, columns) : 1;
+    const int64_t bytes = (int64_t)dtype_bytes(dtype, 1), each = replicated ? 0 : 1;
+    for (int64_t block_row = 0; block_row < blocks; block_row++) {
+        ScaleRow there = scale_row(to, 0, first + block_row);
+        int64_t out = there.first, in = block_row * columns * each;
+        for (int64_t column = 0; column < columns; column += there.run, out += there.step) {
+            int64_t left = columns - column, run = left < there.run ? left : there.run;
+            for (int64_t i = 0; !same && i < run; i++)
+                store_bits(
+                    to->scales, dtype, out + i,
+                    change_dtype(load_bits(from->scales, from->rule.scale_dtype, in + i * each),
+                                 from->rule.scale_dtype, dtype));
             if (same)
-                memcpy((char *)to->scales + dtype_bytes(dtype, (uint64_t)out),
-                       (const char *)from->scales + dtype_bytes(dtype, (uint64_t)in),
-                       dtype_bytes(dtype, (uint64_t)run));
-            else
-                store_bits(to->scales, dtype, out,
-                           change_dtype(load_bits(from->scales, from->rule.scale_dtype, in),
-                                        from->rule.scale_dtype, dtype));
+                copy_run((char *)to->scales + out * bytes, (const char *)from->scales + in * bytes,
+                         (uint64_t)(run * bytes));
             for (int64_t i = 0; to->zeros && i < run; i++)
-                store_bits(to->zeros, to->rule.zero_dtype, out + i,
-                           from->zeros ? load_bits(from->zeros, from->rule.zero_dtype, in + i) : 0);
+                store_bits(
+                    to->zeros, to->rule.zero_dtype, out + i,
+                    from->zeros ? load_bits(from->zeros, from->rule.zero_dtype, in + i * each) : 0);
+            in += run * each;
         }
+    }
     if (to->tensor_scales)
         to->tensor_scales[0] = from->tensor_scales ? from->tensor_scales[0] : 1.0f;
 }
