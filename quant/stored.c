@@ -342,13 +342,16 @@ int stored_slice_ranges(const Stored *stored, int64_t matrix, int64_t first, Sto
     Ranges ranges = {.range = range};
     QTensor *q = &slice->q;
     QTensorBytes bytes = qtensor_bytes(q);
-    if (stored->words) {
+    bool codes = slice->pick != STORED_ALL_BUT_CODES;
+    if (codes && stored->words) {
         pack_codes(slice);
         add_share(stored, &ranges, STORED_CODES, matrix, first,
                   (uint64_t)(q->rows * word_columns(q)) * 4, slice->packed);
-    } else {
+    } else if (codes) {
         add_share(stored, &ranges, STORED_CODES, matrix, first, bytes.codes, q->codes);
     }
+    if (slice->pick == STORED_ONLY_CODES)
+        return ranges.count;
     if (first == 0 || !whole_tensor(q))
         add_share(stored, &ranges, STORED_SCALES, matrix, first, bytes.scales, q->scales);
     if (stored->part[STORED_ZEROS].present && stored->words) {

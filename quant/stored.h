@@ -94,9 +94,13 @@ void stored_part_name(const Stored *stored, StoredRole role, const char *paramet
 // Local. Slices of one matrix may be cut at multiples of this many rows; 0: only as a whole.
 int64_t stored_row_step(const Stored *stored);
 
+// What of rows is meant: where only places change, codes and scales need not go together.
+typedef enum StoredPick { STORED_ALL, STORED_ONLY_CODES, STORED_ALL_BUT_CODES } StoredPick;
+
 // A slice of rows in memory of an arena, on its way to the parts.
 typedef struct StoredSlice {
-    QTensor q; // rank 2, the layouts of the parts
+    QTensor q;       // rank 2, the layouts of the parts
+    StoredPick pick; // what is filled; as pushed: all
     void *packed, *packed_zeros;
     float tensor_scale;
     int64_t shape[2];
@@ -119,9 +123,12 @@ int stored_slice_ranges(const Stored *stored, int64_t matrix, int64_t first, Sto
 // multiple of the block's rows. With actorder every column is a group of its own there.
 void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
                       Arena *arena, QTensor *rows);
+// Local. The same of codes or scales; pointers to what is not read are NULL.
+void stored_pick_rows(const Stored *stored, StoredPick pick, int64_t matrix, int64_t first,
+                      int64_t count, Arena *arena, QTensor *rows);
 // Local. What those rows stand for, as bf16; the arena is as it was.
 void stored_read_values(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
                         Arena *arena, uint16_t *values);
-// Local. Puts codes and scales of `from` into rows [row, ...) of `to`; scales change their type
-// without loss or the caller knows.
+// Local. Puts codes and scales of `from`, as far as it has them, into rows [row, ...) of `to`;
+// scales change their type without loss or the caller knows.
 void qtensor_copy_rows(const QTensor *from, QTensor *to, int64_t row);

@@ -55,6 +55,10 @@ static void read_codes(const Stored *stored, int64_t matrix, int64_t first, QTen
     if (stored->words)
         stride = (bytes + 3) / 4 * 4;
     data += (matrix * q->rows + first) * stride;
+    if (turn == 0) {
+        memcpy(out, data, (size_t)(rows->rows * bytes));
+        return;
+    }
     for (int64_t row = 0; row < rows->rows; row++)
         for (int64_t i = 0; i < bytes; i++)
             out[row * bytes + i] = data[row * stride + i] ^ turn;
@@ -155,6 +159,12 @@ static void read_scales(const Stored *stored, int64_t matrix, int64_t first, QTe
 void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64_t count,
                       Arena *arena, QTensor *rows)
 {
+    stored_pick_rows(stored, STORED_ALL, matrix, first, count, arena, rows);
+}
+
+void stored_pick_rows(const Stored *stored, StoredPick pick, int64_t matrix, int64_t first,
+                      int64_t count, Arena *arena, QTensor *rows)
+{
     *rows = stored->q;
     rows->rank = 2;
     rows->matrices = 1;
@@ -167,8 +177,13 @@ void stored_read_rows(const Stored *stored, int64_t matrix, int64_t first, int64
     if (stored->group_of_column)
         rows->rule.block_columns = 1;
     qtensor_push(rows, arena, MEMORY_SCRATCH);
-    read_codes(stored, matrix, first, rows);
-    if (stored->group_of_column)
+    if (pick == STORED_ALL_BUT_CODES)
+        rows->codes = NULL;
+    else
+        read_codes(stored, matrix, first, rows);
+    if (pick == STORED_ONLY_CODES)
+        rows->scales = rows->zeros = rows->tensor_scales = NULL;
+    else if (stored->group_of_column)
         spread_scales(stored, matrix, first, rows);
     else
         read_scales(stored, matrix, first, rows);
@@ -238,7 +253,10 @@ static void copy_codes(const QTensor *from, QTensor *to, int64_t row)
 
 void qtensor_copy_rows(const QTensor *from, QTensor *to, int64_t row)
 {
-    copy_codes(from, to, row);
+    if (from->codes)
+        copy_codes(from, to, row);
+    if (!from->scales)
+        return;
     int64_t first = whole_tensor(to) ? 0 : row / to->rule.block_rows;
     int64_t blocks = whole_tensor(to) ? 1 : qtensor_grid_rows(from);
     bool replicated = whole_tensor(from) && !whole_tensor(to);

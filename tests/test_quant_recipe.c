@@ -226,16 +226,16 @@ static void zeros(void **state)
 static void whole_and_elements(void **state)
 {
     (void)state;
-    enum { COLUMNS = 1280, COUNT = 2 * 128 * COLUMNS }; // where blocks are rows, long ones
-    static const int64_t shape[] = {2, 128, COLUMNS};
+    enum { LONG = 1280, COUNT = 2 * 128 * LONG }; // where blocks are rows, long ones
+    static const int64_t shape[] = {2, 128, LONG};
     float *values = malloc(COUNT * sizeof(*values)), *whole = malloc(COUNT * sizeof(*whole));
     uint16_t *narrow = malloc(COUNT * sizeof(*narrow));
     assert_true(values && whole && narrow);
     for (int64_t i = 0; i < COUNT; i++) // zeros of both signs, subnormals, NaN, large and small
         values[i] = i % 97 == 0 ? NAN
-                    : i / COLUMNS == 3
+                    : i / LONG == 3
                         ? (i % 2 ? -0.0f : 0.0f)
-                        : ldexpf((float)(i * 7919 % 4001 - 2000), (int)(i / COLUMNS % 60) - 40);
+                        : ldexpf((float)(i * 7919 % 4001 - 2000), (int)(i / LONG % 60) - 40);
     for (const Recipe *recipe = recipe_table; recipe->name; recipe++)
         for (int packed = 0; packed < 2; packed++) {
             QuantRule rule = recipe->weights;

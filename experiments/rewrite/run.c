@@ -111,8 +111,9 @@ static bool do_quantised(const Job *job, Worker *worker, const RewriteUnit *unit
     StoredRange ranges[STORED_ROLES];
     ArenaMark mark = arena_mark(worker->values.host);
     stored_slice_push(&tensor->stored, unit->rows, worker->values.host, &slice);
+    slice.pick = unit->pick;
     if (tensor->action == REWRITE_MOVE)
-        rewrite_move_rows(&worker->values, tensor, unit->matrix, unit->first, &slice.q);
+        rewrite_move_rows(&worker->values, tensor, unit->matrix, unit->first, &slice);
     else
         rewrite_quantise_rows(&worker->values, unit->tensor, unit->matrix, unit->first, &slice.q);
     int count = stored_slice_ranges(&tensor->stored, unit->matrix, unit->first, &slice, ranges);

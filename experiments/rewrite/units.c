@@ -36,7 +36,28 @@ int64_t rewrite_unit_rows(const Rewrite *rewrite, const RewriteTensor *tensor, D
     return each < rows ? each : rows;
 }
 
-static void add_units(const Rewrite *rewrite, int index, DeviceKind device, RewriteUnits *units)
+// Whether scales are units of their own.
+static bool is_apart(const RewriteTensor *tensor)
+{
+    return rewrite_is_quantised(tensor) && tensor->action == REWRITE_MOVE &&
+           tensor->stored.q.code_layout != CODES_TILED &&
+           tensor->stored.part[STORED_SCALES].present &&
+           tensor->place[STORED_SCALES] < tensor->place[STORED_CODES];
+}
+
+// Of the bytes of a whole unit, those of what is picked.
+static uint64_t picked_bytes(const RewriteTensor *tensor, StoredPick pick, uint64_t bytes)
+{
+    if (pick == STORED_ALL)
+        return bytes;
+    double codes = (double)tensor_bytes(&tensor->stored.part[STORED_CODES].tensor);
+    double scales = (double)tensor_bytes(&tensor->stored.part[STORED_SCALES].tensor);
+    uint64_t of_scales = (uint64_t)((double)bytes * (scales / (codes + scales)));
+    return pick == STORED_ONLY_CODES ? bytes - of_scales : of_scales;
+}
+
+static void add_units(const Rewrite *rewrite, int index, StoredPick pick, DeviceKind device,
+                      RewriteUnits *units)
 {
     const RewriteTensor *tensor = &rewrite->tensor[index];
     bool quantised = rewrite_is_quantised(tensor);
@@ -50,11 +71,13 @@ static void add_units(const Rewrite *rewrite, int index, DeviceKind device, Rewr
     for (int64_t matrix = 0; matrix < matrices; matrix++)
         for (int64_t first = 0; first < rows; first += each) {
             int64_t count = first + each < rows ? each : rows - first;
+            uint64_t bytes = (uint64_t)count * row_bytes;
             add_unit(units, (RewriteUnit){.tensor = index,
+                                          .pick = pick,
                                           .matrix = matrix,
                                           .first = first,
                                           .rows = count,
-                                          .bytes = (uint64_t)count * row_bytes});
+                                          .bytes = picked_bytes(tensor, pick, bytes)});
         }
 }
 
@@ -66,6 +89,8 @@ static uint64_t first_byte(const Rewrite *rewrite, const RewriteUnit *unit)
     if (!rewrite_is_quantised(tensor))
         return place +
                dtype_bytes(tensor->tensor.dtype, (uint64_t)(unit->first * rewrite_columns(tensor)));
+    if (unit->pick == STORED_ONLY_CODES)
+        return place;
     for (int role = 0; role < STORED_ROLES; role++)
         if (tensor->stored.part[role].present && tensor->place[role] < place)
             place = tensor->place[role];
@@ -73,8 +98,9 @@ static uint64_t first_byte(const Rewrite *rewrite, const RewriteUnit *unit)
 }
 
 typedef struct Placed {
-    uint64_t place; // of the tensor's codes or values
+    uint64_t place; // of the tensor's codes or values, or of its scales
     int tensor;
+    StoredPick pick;
 } Placed;
 
 static int compare_places(const void *a, const void *b)
@@ -87,15 +113,21 @@ static int compare_places(const void *a, const void *b)
 static void add_shard(const Rewrite *rewrite, const RewriteShard *shard, DeviceKind device,
                       RewriteUnits *units)
 {
-    Placed *order = calloc((size_t)shard->count + 1, sizeof(*order));
+    Placed *order = calloc(2 * (size_t)shard->count + 1, sizeof(*order));
+    int count = 0;
     CHECK(order, EXIT_CODE_HARDWARE, "free host memory", "no host memory for units");
     for (int i = 0; i < shard->count; i++) {
-        int tensor = shard->first + i;
-        order[i] = (Placed){rewrite->tensor[tensor].place[STORED_CODES], tensor};
+        int index = shard->first + i;
+        const RewriteTensor *tensor = &rewrite->tensor[index];
+        bool apart = is_apart(tensor);
+        if (apart)
+            order[count++] = (Placed){tensor->place[STORED_SCALES], index, STORED_ALL_BUT_CODES};
+        order[count++] =
+            (Placed){tensor->place[STORED_CODES], index, apart ? STORED_ONLY_CODES : STORED_ALL};
     }
-    qsort(order, (size_t)shard->count, sizeof(*order), compare_places);
-    for (int i = 0; i < shard->count; i++)
-        add_units(rewrite, order[i].tensor, device, units);
+    qsort(order, (size_t)count, sizeof(*order), compare_places);
+    for (int i = 0; i < count; i++)
+        add_units(rewrite, order[i].tensor, order[i].pick, device, units);
     free(order);
 }
 

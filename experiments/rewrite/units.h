@@ -1,12 +1,15 @@
 // units.h -- what is made at a time: a run of rows of one tensor, which is one run of bytes in
 // every part of it. Units of a shard stand in the order in which the file has their codes or
-// values, so that it fills from its beginning on; they are dealt to ranks by bytes.
+// values, so that it fills from its beginning on; they are dealt to ranks by bytes. Where codes
+// only change their places, and the file has all scales before all codes, scales are units of their
+// own: else the file's beginning would be there last, and its digest made after all the rest.
 #pragma once
 
 #include "experiments/rewrite/rewrite.h"
 
 typedef struct RewriteUnit {
     int tensor;
+    StoredPick pick;
     int64_t matrix, first, rows;
     uint64_t bytes; // of the source
     uint64_t ahead; // bytes of the file that neither this unit nor a later one writes into

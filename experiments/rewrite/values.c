@@ -515,8 +515,9 @@ static void move_tiles(const Stored *stored, int64_t matrix, QTensor *slice)
 }
 
 void rewrite_move_rows(RewriteValues *values, const RewriteTensor *tensor, int64_t matrix,
-                       int64_t first, QTensor *slice)
+                       int64_t first, StoredSlice *whole)
 {
+    QTensor *slice = &whole->q;
     if (slice->code_layout == CODES_TILED) {
         move_tiles(&tensor->segment[0].weight->stored, matrix, slice);
         return;
@@ -534,9 +535,10 @@ void rewrite_move_rows(RewriteValues *values, const RewriteTensor *tensor, int64
             count = rows - source % rows;
         ArenaMark mark = arena_mark(values->host);
         QTensor part;
-        stored_read_rows(stored, source / rows, source % rows, count, values->host, &part);
+        stored_pick_rows(stored, whole->pick, source / rows, source % rows, count, values->host,
+                         &part);
         qtensor_copy_rows(&part, slice, row);
-        if (slice->tensor_scales && stored->q.rule.method == QUANT_NVFP4_CT &&
+        if (slice->tensor_scales && part.tensor_scales && stored->q.rule.method == QUANT_NVFP4_CT &&
             slice->rule.method == QUANT_NVFP4)
             slice->tensor_scales[0] = second_scale_of(part.tensor_scales[0]);
         arena_release(values->host, mark);

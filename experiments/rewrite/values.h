@@ -50,5 +50,6 @@ void rewrite_release_rows(const RewriteValues *values, const RewriteTensor *tens
 // afterwards, but the staging memory's: until the next call.
 void rewrite_quantise_rows(RewriteValues *values, int tensor, int64_t matrix, int64_t first,
                            QTensor *slice);
+// Local. The same of what the slice picks.
 void rewrite_move_rows(RewriteValues *values, const RewriteTensor *tensor, int64_t matrix,
-                       int64_t first, QTensor *slice);
+                       int64_t first, StoredSlice *slice);
