@@ -161,7 +161,7 @@ static bool do_unit(const Job *job, Worker *worker, const RewriteUnit *unit)
     const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
     bool good = rewrite_is_quantised(tensor) ? do_quantised(job, worker, unit)
                                              : do_plain(job, worker, unit);
-    rewrite_release_rows(&worker->values, tensor, row_of(tensor, unit), unit->rows);
+    rewrite_release_rows(&worker->values, tensor, unit->pick, row_of(tensor, unit), unit->rows);
     worker->read += unit->bytes;
     return good;
 }
@@ -225,7 +225,7 @@ static void read_ahead(const Job *job, Worker *worker, int64_t index)
 {
     const RewriteUnit *unit = &job->units.unit[index];
     const RewriteTensor *tensor = &job->rewrite->tensor[unit->tensor];
-    rewrite_read_ahead(&worker->values, tensor, row_of(tensor, unit), unit->rows);
+    rewrite_read_ahead(&worker->values, tensor, unit->pick, row_of(tensor, unit), unit->rows);
 }
 
 // Units [first, last), and those that are wanted from the disk meanwhile.

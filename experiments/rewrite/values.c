@@ -158,8 +158,8 @@ static void visit_scales(const RewriteValues *values, const Stored *stored, int6
 }
 
 // The bytes behind rows: values, or codes and their scales.
-static void visit_rows(const RewriteValues *values, const RewriteTensor *tensor, int64_t first,
-                       int64_t rows, RowsVisit *visit)
+static void visit_rows(const RewriteValues *values, const RewriteTensor *tensor, StoredPick pick,
+                       int64_t first, int64_t rows, RowsVisit *visit)
 {
     for (int64_t end = first + rows; first < end;) {
         int64_t within, count = end - first;
@@ -182,25 +182,26 @@ static void visit_rows(const RewriteValues *values, const RewriteTensor *tensor,
         uint64_t row_bytes = tensor_bytes(source) / (total_rows > 0 ? total_rows : 1);
         if (count > segment->rows - within)
             count = segment->rows - within;
-        visit(&values->rewrite->source,
-              (const char *)source->data + (uint64_t)(segment->first + within) * row_bytes,
-              (uint64_t)count * row_bytes);
-        if (weight->quantised)
+        if (!weight->quantised || pick != STORED_ALL_BUT_CODES)
+            visit(&values->rewrite->source,
+                  (const char *)source->data + (uint64_t)(segment->first + within) * row_bytes,
+                  (uint64_t)count * row_bytes);
+        if (weight->quantised && pick != STORED_ONLY_CODES)
             visit_scales(values, &weight->stored, segment->first + within, count, visit);
         first += count;
     }
 }
 
-void rewrite_read_ahead(const RewriteValues *values, const RewriteTensor *tensor, int64_t first,
-                        int64_t rows)
+void rewrite_read_ahead(const RewriteValues *values, const RewriteTensor *tensor, StoredPick pick,
+                        int64_t first, int64_t rows)
 {
-    visit_rows(values, tensor, first, rows, checkpoint_read_ahead);
+    visit_rows(values, tensor, pick, first, rows, checkpoint_read_ahead);
 }
 
-void rewrite_release_rows(const RewriteValues *values, const RewriteTensor *tensor, int64_t first,
-                          int64_t rows)
+void rewrite_release_rows(const RewriteValues *values, const RewriteTensor *tensor, StoredPick pick,
+                          int64_t first, int64_t rows)
 {
-    visit_rows(values, tensor, first, rows, checkpoint_release_pages);
+    visit_rows(values, tensor, pick, first, rows, checkpoint_release_pages);
 }
 
 // ---- values ----
@@ -384,7 +385,7 @@ static float measure(RewriteValues *values, const RewriteTensor *tensor, int64_t
         int64_t first = matrix * q->rows + row;
         add_to_largest(&largest, rewrite_read_rows(values, tensor, first, rows), rows * q->columns);
         if (rows < q->rows) // else they are read again at once
-            rewrite_release_rows(values, tensor, first, rows);
+            rewrite_release_rows(values, tensor, STORED_ALL, first, rows);
     }
     return end_largest(&largest);
 }

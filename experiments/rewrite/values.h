@@ -40,11 +40,12 @@ const void *rewrite_read_rows(RewriteValues *values, const RewriteTensor *tensor
                               int64_t rows);
 // Local. Where the source has row `first`; *rows is reduced to those that follow it there.
 const void *rewrite_source_rows(const RewriteTensor *tensor, int64_t first, int64_t *rows);
-// Local. A wish to the system: the source of these rows soon, or no longer.
-void rewrite_read_ahead(const RewriteValues *values, const RewriteTensor *tensor, int64_t first,
-                        int64_t rows);
-void rewrite_release_rows(const RewriteValues *values, const RewriteTensor *tensor, int64_t first,
-                          int64_t rows);
+// Local. A wish to the system: the source of these rows, or what is picked of it, soon, or no
+// longer.
+void rewrite_read_ahead(const RewriteValues *values, const RewriteTensor *tensor, StoredPick pick,
+                        int64_t first, int64_t rows);
+void rewrite_release_rows(const RewriteValues *values, const RewriteTensor *tensor, StoredPick pick,
+                          int64_t first, int64_t rows);
 
 // Local. Fills the codes and scales of rows of one matrix. On a GPU their memory is not the slice's
 // afterwards, but the staging memory's: until the next call.
