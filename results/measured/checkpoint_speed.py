@@ -292,9 +292,9 @@ def main():
             prepare(a, size)
             rounds = a.rounds if size < 2000 else max(3, a.rounds - 2)
             table(f, f"{folder_bytes(a.folder + '/source') / 1e6:.0f} MB, {rounds} rounds:", *measure(a, size, rounds, jobs))
-            if size == 1000:
-                table(f, f"Ranks, {size} MB:", *measure(a, size, a.rounds, ranks))
-                if a.python:
+            if size >= 1000:
+                table(f, f"Ranks, {size} MB:", *measure(a, size, rounds, ranks))
+                if a.python and size == 1000:
                     table(f, f"torchao, {size} MB, on as many cores:", *measure(a, size, 3, theirs))
         table(f, f"{sizes[-1]} MB that are not in the cache:", *measure(a, sizes[-1], 3, jobs[:2], cold=True))
         f.write(f"\nLoad at the end: {os.getloadavg()[0]:.1f}.\n\n    python3 results/measured/checkpoint_speed.py --program build/meshwork --folder BIG_EMPTY_FOLDER "
