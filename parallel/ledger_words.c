@@ -41,7 +41,7 @@ bool ledger_is_first_member(const LedgerViews *views, int rank, uint64_t id)
     return true;
 }
 
-static const LedgerCall *step_of(const LedgerView *view, uint64_t sequence)
+const LedgerCall *ledger_step_of(const LedgerView *view, uint64_t sequence)
 {
     uint64_t begin = view->entry_count > 0 ? view->entries[0].sequence : UINT64_MAX;
     bool there = sequence >= begin && sequence < begin + (uint64_t)view->entry_count;
@@ -50,8 +50,8 @@ static const LedgerCall *step_of(const LedgerView *view, uint64_t sequence)
 
 int ledger_compare_steps(const LedgerViews *views, int a, int b, uint64_t sequence)
 {
-    const LedgerCall *one = step_of(&views->of_rank[a], sequence);
-    const LedgerCall *two = step_of(&views->of_rank[b], sequence);
+    const LedgerCall *one = ledger_step_of(&views->of_rank[a], sequence);
+    const LedgerCall *two = ledger_step_of(&views->of_rank[b], sequence);
     if (!one || !two)
         return 0;
     const LedgerGroup *group_one = ledger_group_of(&views->of_rank[a], one->group_id);

@@ -16,6 +16,8 @@ bool ledger_is_first_member(const LedgerViews *views, int rank, uint64_t id);
 // Call number `sequence` of all that a rank made, whatever the group: 1, ranks a and b made the
 // same operation in groups of the same name; -1, another; 0, one of them does not say.
 int ledger_compare_steps(const LedgerViews *views, int a, int b, uint64_t sequence);
+// That call; NULL: not remembered.
+const LedgerCall *ledger_step_of(const LedgerView *view, uint64_t sequence);
 
 void ledger_describe_what(const LedgerCall *call, char *text, size_t bytes);  // "maximum of 1 i64"
 void ledger_describe_where(const LedgerCall *call, char *text, size_t bytes); // phase and span

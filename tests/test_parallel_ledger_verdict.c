@@ -363,6 +363,30 @@ static void in_a_ring_the_one_who_left_the_order_is_named(void **state)
     fake_destroy(fake);
 }
 
+// The same with rank 6, whose half has made a call more than the other long before, and has made it
+// together: after it ranks of different halves are not to be compared by how many calls they made.
+static void in_a_ring_more_calls_of_a_group_are_no_fault(void **state)
+{
+    (void)state;
+    Fake *fake = fake_create();
+    for (int rank = 0; rank < FAKE_RANKS; rank++) {
+        fake_run(fake, rank, 0, 20);
+        if (rank >= FAKE_RANKS / 2) {
+            enter(fake->half[rank], call_number(20));
+            calls_leave(fake->world[rank]);
+        }
+        fake_run(fake, rank, 20, 51);
+        int in = rank == 6 ? 52 : 51;
+        enter(group_number(fake, rank, in), call_number(in));
+    }
+    fake_look(fake, 20);
+    LedgerVerdict verdict;
+    assert_false(ledger_find_mismatch(&fake->views, &verdict));
+    EXPECT_VERDICT(ledger_find_stall(&fake->views, &verdict), verdict, 6,
+                   "it waits in collective 41 of half");
+    fake_destroy(fake);
+}
+
 static void a_call_that_all_are_in_has_time(void **state)
 {
     (void)state;
@@ -396,6 +420,7 @@ int main(void)
         cmocka_unit_test(a_lost_rank_is_named_even_when_nobody_waits),
         cmocka_unit_test(a_lost_rank_may_be_of_a_group_it_never_told),
         cmocka_unit_test(in_a_ring_the_one_who_left_the_order_is_named),
+        cmocka_unit_test(in_a_ring_more_calls_of_a_group_are_no_fault),
         cmocka_unit_test(a_call_that_all_are_in_has_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
