@@ -43,9 +43,9 @@ static int find_debtor(const LedgerViews *views, const LedgerCall *call)
 static bool is_owed(const LedgerViews *views, const LedgerCall *call)
 {
     int rank = 0;
-    while (rank < views->ranks && !owes(views, rank, call))
+    while (call && rank < views->ranks && !owes(views, rank, call))
         rank++;
-    return rank < views->ranks;
+    return call && rank < views->ranks;
 }
 
 bool ledger_is_owed(const LedgerViews *views, int rank)
@@ -56,8 +56,8 @@ bool ledger_is_owed(const LedgerViews *views, int rank)
 
 // All ranks run one program: the first call, in their own count, at which some are in another
 // group's or operation's than most. Tells who went another way when ranks wait for each other in a
-// ring. -1 if unknown: also where both calls were met by all their members, as when uneven shards
-// travel in more pieces on some ranks; from there on counts of different ranks say nothing.
+// ring. -1 if unknown: also where everybody's call was met by all its members, as when uneven
+// shards travel in more pieces on some ranks; from there on counts of different ranks say nothing.
 static int odd_in_sequence(const LedgerViews *views)
 {
     uint64_t first = 0, last = UINT64_MAX;
@@ -71,7 +71,7 @@ static int odd_in_sequence(const LedgerViews *views)
         last = end < last ? end : last;
     }
     for (uint64_t sequence = first; sequence <= last && last < UINT64_MAX; sequence++) {
-        int best = 0, odd = -1, usual = -1;
+        int best = 0, odd = -1;
         for (int rank = 0; rank < views->ranks; rank++) {
             int same = 0, other = -1;
             for (int peer = 0; peer < views->ranks; peer++) {
@@ -82,13 +82,13 @@ static int odd_in_sequence(const LedgerViews *views)
             if (same > best) {
                 best = same;
                 odd = other;
-                usual = rank;
             }
         }
         if (odd < 0)
             continue;
-        bool fault = is_owed(views, ledger_step_of(&views->of_rank[odd], sequence)) ||
-                     is_owed(views, ledger_step_of(&views->of_rank[usual], sequence));
+        bool fault = false;
+        for (int rank = 0; rank < views->ranks; rank++)
+            fault = fault || is_owed(views, ledger_step_of(&views->of_rank[rank], sequence));
         return fault && sequence > first ? odd : -1;
     }
     return -1;
