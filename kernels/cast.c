@@ -302,14 +302,14 @@ KernelCost cast_cost(const Cast *args)
 {
     KernelCost cost = {0};
     bool twice = false;
+    const bool in_strips = args->marks && args->to.rule.method == QUANT_NONE;
     for (int transposed = 0; transposed < 2; transposed++) {
         const QTensor *q = transposed ? &args->transposed : &args->to;
         if (q->rule.method == QUANT_NONE)
             continue;
         double elements = (double)(q->matrices * q->rows) * (double)q->columns;
         double read = elements * (double)dtype_bytes(q->input, 1);
-        bool again =
-            reads_twice(q, args->amax, transposed) && !twice && !(transposed && args->marks);
+        bool again = reads_twice(q, args->amax, transposed) && !twice && !(transposed && in_strips);
         cost.bytes += (double)qtensor_bytes(q).total + (again ? read : 0);
         cost.bytes += cost.flops == 0 ? read : 0;
         cost.flops += 3 * elements;

@@ -31,6 +31,8 @@ CastWork cast_work_of(const void *values, const QTensor *q)
     work.block_columns = qtensor_block_columns(q);
     work.grid = {q->scale_layout, qtensor_grid_rows(q), qtensor_grid_columns(q)};
     work.scale_stride = quant_scale_stride(work.grid);
+    while ((int64_t)1 << work.group_bits < work.block_columns)
+        work.group_bits++;
     return work;
 }
 
@@ -354,8 +356,6 @@ static void launch_groups(CastWork work, const CastKernels *kernels, Stream stre
 {
     CastKernel kernel = kernels->groups;
     work.count = work.all_rows * work.padded_columns;
-    while ((int64_t)1 << work.group_bits < work.block_columns)
-        work.group_bits++;
     work.by_grid_columns = cast_divisor(work.grid.columns);
     work.by_rows = cast_divisor(work.rows);
     int64_t warps = parts(work.count, CAST_REACH);

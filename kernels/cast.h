@@ -4,8 +4,8 @@
 // scale needs its largest element (fp8_tensor, nvfp4) is read twice, unless the caller knows the
 // amax already; every other operand is read once: a band of block rows stays in the cache, or on
 // the GPU a block in registers, between its statistics and its codes. So is a pair of a cast and
-// its transposed one, unless a scale spans a column of the values: then each is read by itself, the
-// transposed one once with `marks`, else twice.
+// its transposed one, unless a scale spans a column of the values: then they are read twice, the
+// transposed one alone once with `marks`.
 #pragma once
 
 #include "kernels/kernel.h"

@@ -37,10 +37,11 @@ FORMAT_INLINE int64_t quant_scale_stride(QuantGrid grid)
 // SCALES_SWIZZLED, in a matrix that is `columns` blocks wide.
 FORMAT_INLINE int64_t quant_swizzled_place(int64_t columns, int64_t row, int64_t column)
 {
-    int64_t tiles = (columns + SWIZZLE_COLUMNS - 1) / SWIZZLE_COLUMNS;
-    int64_t tile = row / SWIZZLE_ROWS * tiles + column / SWIZZLE_COLUMNS;
-    return tile * SWIZZLE_ROWS * SWIZZLE_COLUMNS + row % 32 * 16 + row % SWIZZLE_ROWS / 32 * 4 +
-           column % SWIZZLE_COLUMNS;
+    const uint64_t r = (uint64_t)row, c = (uint64_t)column; // divided by shifts
+    const uint64_t tiles = ((uint64_t)columns + SWIZZLE_COLUMNS - 1) / SWIZZLE_COLUMNS;
+    const uint64_t tile = r / SWIZZLE_ROWS * tiles + c / SWIZZLE_COLUMNS;
+    return (int64_t)(tile * SWIZZLE_ROWS * SWIZZLE_COLUMNS + r % 32 * 16 +
+                     r % SWIZZLE_ROWS / 32 * 4 + c % SWIZZLE_COLUMNS);
 }
 
 // In elements, from the first of the matrix. PAIRED: the zero point is the next.

@@ -197,6 +197,32 @@ static void codes_of_every_bf16(void **state)
     data_destroy(&data);
 }
 
+// Where a number lies among the ties of e4m3, which have five bits at most: the bits down to the
+// fifth, and whether there are more.
+static uint32_t among_ties(float value)
+{
+    const uint32_t bits = format_f32_bits(value), below = (1u << 19) - 1;
+    return (bits & ~below) | ((bits & below) != 0);
+}
+
+// All significands of bf16 over all of scales (MESHWORK_TEST_ALL=1; else a strided subset).
+static void one_correction_finds_the_side_of_ties(void **state)
+{
+    (void)state;
+    const uint32_t step = getenv("MESHWORK_TEST_ALL") ? 1 : 61;
+    for (uint32_t s = 0; s < 1u << 23; s += step) {
+        const float scale = format_f32_value(0x3F800000u | s), reciprocal = 1.0f / scale;
+        uint32_t wrong = 0;
+        for (uint32_t i = 0; i < 128; i++) {
+            const float x = format_f32_value(0x3F800000u | i << 16);
+            const float q = cast_quick_corrected(x * reciprocal, x, scale, reciprocal);
+            wrong |= among_ties(q) ^ among_ties(x / scale);
+        }
+        if (wrong)
+            fail_msg("some x / %a lies elsewhere among the ties of e4m3", scale);
+    }
+}
+
 static float off_by(float value, int ulps)
 {
     return format_f32_value(format_f32_bits(value) + (uint32_t)ulps);
@@ -272,6 +298,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(codes_equal_the_plain_ones),
         cmocka_unit_test(codes_of_every_bf16),
+        cmocka_unit_test(one_correction_finds_the_side_of_ties),
         cmocka_unit_test(one_correction_is_enough),
         cmocka_unit_test(reciprocals_of_e4m3_are_rounded),
         cmocka_unit_test(e2m1_of_every_float),

@@ -111,26 +111,16 @@ void group_cast_cuda(const GroupCast *args, Stream stream)
 {
     const QTensor *q = &args->to;
     const CastKernels *kernels = cast_kernels_for(q);
-    CastTiles tiles = {};
     CHECK_RULE(q->rule.block_rows == 1 && q->code_layout == CODES_BYTES && !q->rule.has_zeros &&
                q->scale_layout == SCALES_PLAIN && q->columns % EXPERT_TERMS_ALIGN == 0);
     if (q->rows == 0 || q->columns == 0)
         return;
-    tiles.values = args->values;
-    tiles.transposed = cast_work_of(args->values, q);
-    tiles.transposed_span = cast_span_of(q);
-    tiles.matrices = 1;
-    tiles.rows = q->columns;
-    tiles.columns = q->rows;
-    tiles.down = tiles.rows / CAST_TILE_SIDE;
-    tiles.across = (tiles.columns + CAST_TILE_SIDE - 1) / CAST_TILE_SIDE;
-    tiles.ahead = (uint32_t)cuda_processors() * TILE_BLOCKS_AT_ONCE;
+    CastTiles tiles = cast_tiles_of(args->values, q, 1, q->columns, q->rows);
     tiles.experts = {args->row_map, args->rows_total, args->group_first, args->groups,
                      args->mapped};
     const CastSpanKind span = tiles.transposed_span;
     const bool fits =
-        kernels && kernels->tiles[TILES_EXPERTS] && (span == SPAN_ROW || span == SPAN_GROUP) &&
-        tiles.columns % GROUP_ELEMENTS == 0 && cuda_aligned(args->values) && cuda_aligned(q->codes);
+        (span == SPAN_ROW || span == SPAN_GROUP) && kernels->tiles[TILES_EXPERTS] != NULL;
     if (!fits) {
         const unsigned grid = cuda_grid(q->rows * args->groups, 16);
         const CastWork work = tiles.transposed;
@@ -147,7 +137,7 @@ void group_cast_cuda(const GroupCast *args, Stream stream)
         cast_strips(&tiles, kernels->expert_strips, args->marks, args->groups, stream);
         return;
     }
-    const unsigned grid = cast_grid(tiles.down * tiles.across);
+    const unsigned grid = cast_grid((int64_t)tiles.down * tiles.across);
     if (span == SPAN_ROW)
         measure_groups(&tiles, args, grid, stream);
     kernels->tiles[TILES_EXPERTS]<<<grid, CAST_THREADS, 0, cuda_stream(stream)>>>(tiles);

@@ -16,6 +16,13 @@ const CastKernels *cast_kernels_for(const QTensor *q); // NULL: only the plain k
 // What the tiles' kernels have to know of an operand; SPAN_NONE: they do not take it.
 CastSpanKind cast_span_of(const QTensor *q);
 
+// q as the transposed operand of `matrices` matrices of rows x columns values; transposed_span is
+// SPAN_NONE where the tiles' kernels do not take it.
+CastTiles cast_tiles_of(const void *values, const QTensor *q, int64_t matrices, int64_t rows,
+                        int64_t columns);
+// Cuts the values in tiles of so many rows.
+void cast_tiles_count(CastTiles *tiles, int tile_rows);
+
 // Enqueues(stream). The amaxes that decide something about the whole tensor, as values lie or
 // transposed; they stay where cast_prepare will put what they become.
 const float *cast_measure(const void *values, const QTensor *q, Stream stream);

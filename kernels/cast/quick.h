@@ -5,6 +5,10 @@
 //               correctly (Markstein, "Computation of elementary functions on the IBM RISC
 //               System/6000 processor", 1990, theorem 8.2). Remainders are taken with the sign
 //               that keeps -0 / scale = -0.
+//   e4m3(f32(x / scale)) of a bf16: one correction decides as two do. It lies on the same side of
+//               every tie of e4m3 as the quotient, or on the tie with it: for all significands of
+//               both (tests).
+//   bf16(x / scale) of two bf16: pairs.h says why the reciprocal alone is enough.
 //   e4m3        the hardware's conversion of two values
 //   e2m1        with a = min(|q|, 6) the code is the least of 2 a, a + 2, a / 2 + 4, rounded to
 //               even: the lines that the format's three binades lie on. Rounding is monotone, so
@@ -63,13 +67,16 @@ FORMAT_INLINE bool cast_quick_fits(const QuantContext *context, const QuantBlock
     return bounded && block->scale >= 0x1p-90f && block->scale <= most;
 }
 
+FORMAT_INLINE float cast_quick_corrected(float q, float x, float scale, float reciprocal)
+{
+    return fmaf(-fmaf(q, scale, -x), reciprocal, q);
+}
+
 FORMAT_INLINE float cast_quick_quotient(float x, float scale, float reciprocal)
 {
     float q = cast_quick_product(x, reciprocal);
-    float above = fmaf(q, scale, -x);
-    q = fmaf(-above, reciprocal, q);
-    above = fmaf(q, scale, -x);
-    return fmaf(-above, reciprocal, q);
+    q = cast_quick_corrected(q, x, scale, reciprocal);
+    return cast_quick_corrected(q, x, scale, reciprocal);
 }
 
 // ---- choosing ----
@@ -155,6 +162,20 @@ FORMAT_INLINE float cast_quick_round(DType dtype, float value)
 #endif
 }
 
+// x over the scale of a rule that is SYMMETRIC, before it is rounded to the operand's type.
+FORMAT_INLINE float cast_quick_symmetric(const QuantContext *context, const QuantBlock *block,
+                                         float x)
+{
+    const QuantRule *rule = &context->rule;
+    const bool is_short = context->input == DTYPE_BF16;
+    const float nearly = cast_quick_product(x, block->multiplier);
+    if (!cast_divides(rule) || (is_short && rule->quotient == QUOTIENT_DIVIDE_INPUT))
+        return nearly;
+    if (is_short && rule->code == CODE_E4M3)
+        return cast_quick_corrected(nearly, x, block->scale, block->multiplier);
+    return cast_quick_quotient(x, block->scale, block->multiplier);
+}
+
 // What becomes a code by rounding: x over the scale, zero point and all.
 FORMAT_INLINE float cast_quick_scaled(const QuantContext *context, const QuantBlock *block, float x)
 {
@@ -165,7 +186,7 @@ FORMAT_INLINE float cast_quick_scaled(const QuantContext *context, const QuantBl
     float q;
     switch (rule->method) { // a constant in every copy
     case QUANT_SYMMETRIC:
-        q = cast_divides(rule) ? divided : multiplied;
+        q = cast_quick_symmetric(context, block, x);
         return rule->quotient == QUOTIENT_DIVIDE || rule->quotient == QUOTIENT_RECIPROCAL
                    ? q
                    : cast_quick_round(t, q);

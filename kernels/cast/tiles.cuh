@@ -15,7 +15,9 @@
 // has.
 //
 // Limit: memory bandwidth. Where less is done with them, tiles of later thread blocks are called
-// into the L2 ahead of them.
+// into the L2 ahead of them. A thread has 64 values and memory time for some 25 instructions each,
+// so what all of a tile's threads need is counted out once, in 32 bits, from the tile's first
+// value.
 #pragma once
 
 #include "kernels/cast/kernels.cuh"
@@ -23,9 +25,10 @@
 #include "kernels/gemm/ptx.cuh"
 
 enum {
-    TILE_GROUPS_MAX = 4,      // of 32 rows
-    TILE_PIECES = 16,         // of 8 rows
-    TILE_WARP_ROWS = 16,      // of a warp
+    TILE_GROUPS_MAX = 4, // of 32 rows
+    TILE_PIECES = 16,    // of 8 rows
+    TILE_WARP_ROWS = 16, // of a warp
+    TILE_THREAD_ROWS = GROUP_ELEMENTS,
     TILE_MEASURE_ROWS = 1024, // of a thread block that only measures
     TILE_BLOCKS_AT_ONCE = 4,  // on a multiprocessor
     TILE_BLOCKS_ALONE = 3,    // of the transposed cast alone, which more slow down
@@ -53,8 +56,11 @@ struct CastTiles {
     CastWork to, transposed; // values as they lie; its rows are columns of the values
     CastSpanKind to_span, transposed_span;
     const void *values;
-    int64_t matrices, rows, columns; // of the values
-    int64_t down, across;            // tiles of a matrix
+    int64_t matrices;
+    int rows, columns; // of the values
+    int down, across;  // tiles of a matrix
+    CastDivisor by_down, by_across;
+    int group_bits; // log2 of the rows of a tile that a transposed scale spans
     TileExperts experts;
     struct StripMarks *marks; // NULL: scales that span rows are there already
     uint32_t ahead;           // thread blocks that run at once
@@ -68,55 +74,65 @@ struct StripMarks {
 };
 typedef void (*CastTilesKernel)(CastTiles tiles);
 
-// Where a thread stands: its first row and column, in the tile and in the matrix.
-struct TileSpot {
-    int64_t matrix, row0, column0; // of the tile
-    int64_t rows;                  // that there are
-    int row, column;               // within it
+// A tile, and what of it there is.
+struct Tile {
+    int64_t matrix;
+    int row0, column0;
+    int rows, columns; // at most CAST_TILE_SIDE; none where <= 0
 };
 
 template <bool EXPERTS>
-__device__ __forceinline__ TileSpot tile_spot(const CastTiles &tiles, int64_t matrix, int64_t row0,
-                                              int64_t column0)
+__device__ __forceinline__ Tile tile_at(const CastTiles &tiles, int64_t matrix, int row0,
+                                        int column0)
 {
-    const int lane = lane_index();
-    TileSpot spot;
-    spot.matrix = matrix;
-    spot.row0 = row0;
-    spot.column0 = column0;
-    spot.rows = EXPERTS ? (int64_t)__ldg(tiles.experts.rows_total) : tiles.rows;
-    spot.row = (int)threadIdx.x / WARP_LANES * TILE_WARP_ROWS + lane / 16 * GROUP_ELEMENTS;
-    spot.column = lane % 16 * GROUP_ELEMENTS;
-    return spot;
+    const int rows = EXPERTS ? __ldg(tiles.experts.rows_total) : tiles.rows;
+    return {matrix, row0, column0, min(rows - row0, (int)CAST_TILE_SIDE),
+            min(tiles.columns - column0, (int)CAST_TILE_SIDE)};
 }
 
-// Tile `index`, across first.
+// Tile `index`, across first; of so many rows.
 template <bool EXPERTS>
-__device__ __forceinline__ TileSpot tile_number(const CastTiles &tiles, uint32_t index,
-                                                int64_t tile_rows)
+__device__ __forceinline__ Tile tile_number(const CastTiles &tiles, uint32_t index,
+                                            int tile_rows = CAST_TILE_SIDE)
 {
-    const uint32_t across = (uint32_t)tiles.across;
-    const uint32_t in_matrix = (uint32_t)((tiles.rows + tile_rows - 1) / tile_rows) * across;
-    const uint32_t matrix = index / in_matrix, within = index - matrix * in_matrix;
-    return tile_spot<EXPERTS>(tiles, matrix, within / across * tile_rows,
-                              (int64_t)(within % across) * CAST_TILE_SIDE);
+    const uint32_t any_row = divided(index, tiles.by_across);
+    const uint32_t matrix = EXPERTS ? 0 : divided(any_row, tiles.by_down);
+    const uint32_t column = index - any_row * (uint32_t)tiles.across;
+    const uint32_t row = any_row - matrix * (uint32_t)tiles.down;
+    return tile_at<EXPERTS>(tiles, matrix, (int)row * tile_rows, (int)column * CAST_TILE_SIDE);
 }
 
-// The row of the values that is row `row`; -1: none, or zeros.
-template <bool EXPERTS>
-__device__ __forceinline__ int64_t tile_source(const CastTiles &tiles, const TileSpot &spot,
-                                               int64_t row)
+// The first row and column of a thread, within the tile.
+__device__ __forceinline__ int thread_row()
 {
-    if (row >= spot.rows)
+    return (int)(threadIdx.x / WARP_LANES) * TILE_WARP_ROWS + lane_index() / 16 * TILE_THREAD_ROWS;
+}
+__device__ __forceinline__ int thread_column()
+{
+    return lane_index() % 16 * GROUP_ELEMENTS;
+}
+
+template <typename Element>
+__device__ __forceinline__ const Element *tile_values(const CastTiles &tiles, const Tile &tile)
+{
+    return (const Element *)tiles.values + tile.matrix * tiles.rows * (int64_t)tiles.columns +
+           tile.column0;
+}
+
+// The row of the values that is row `row` of a tile; -1: none, or zeros.
+template <bool EXPERTS>
+__device__ __forceinline__ int tile_source(const CastTiles &tiles, const Tile &tile, int row)
+{
+    if (row >= tile.rows)
         return -1;
     if (!EXPERTS)
-        return row;
-    const int64_t mapped = __ldg(tiles.experts.row_map + row);
-    return mapped < 0 || tiles.experts.mapped ? mapped : row;
+        return tile.row0 + row;
+    const int mapped = __ldg(tiles.experts.row_map + tile.row0 + row);
+    return mapped < 0 || tiles.experts.mapped ? mapped : tile.row0 + row;
 }
 
 // Whose scales a tile's columns have, where they span rows: the matrix's, or the group's.
-__device__ __forceinline__ int group_of_row(const TileExperts &experts, int64_t row)
+__device__ __forceinline__ int group_of_row(const TileExperts &experts, int row)
 {
     int low = 0, high = experts.groups; // the last group that begins here or before
     while (high - low > 1) {
@@ -126,83 +142,86 @@ __device__ __forceinline__ int group_of_row(const TileExperts &experts, int64_t 
     return low;
 }
 template <bool EXPERTS>
-__device__ __forceinline__ int64_t tile_owner(const CastTiles &tiles, const TileSpot &spot)
+__device__ __forceinline__ int64_t tile_owner(const CastTiles &tiles, const Tile &tile)
 {
-    return EXPERTS ? group_of_row(tiles.experts, spot.row0) : spot.matrix;
+    return EXPERTS ? group_of_row(tiles.experts, tile.row0) : tile.matrix;
 }
 
 // Calls a tile into the L2: 128 bytes a thread, two threads (f32: four) a row.
 template <bool EXPERTS, typename Element>
-__device__ __forceinline__ void tile_prefetch(const CastTiles &tiles, const TileSpot &spot)
+__device__ __forceinline__ void tile_prefetch(const CastTiles &tiles, const Tile &tile)
 {
     constexpr int LINE = 128 / sizeof(Element), LINES = CAST_TILE_SIDE / LINE;
+    const Element *values = tile_values<Element>(tiles, tile);
 #pragma unroll
-    for (int i = (int)threadIdx.x; i < CAST_TILE_SIDE * LINES; i += CAST_THREADS) {
-        const int64_t source = tile_source<EXPERTS>(tiles, spot, spot.row0 + i / LINES);
-        const int64_t column = spot.column0 + i % LINES * LINE;
-        if (source >= 0 && column < tiles.columns)
-            ptx_prefetch((const Element *)tiles.values +
-                         (spot.matrix * tiles.rows + source) * tiles.columns + column);
+    for (int i = 0; i < CAST_TILE_SIDE * LINES / CAST_THREADS; i++) {
+        const int index = i * CAST_THREADS + (int)threadIdx.x, column = index % LINES * LINE;
+        const int source = tile_source<EXPERTS>(tiles, tile, index / LINES);
+        if (source >= 0 && column < tile.columns)
+            ptx_prefetch(values + (int64_t)source * tiles.columns + column);
     }
 }
 
 // AGAIN: it will be read again.
 template <bool EXPERTS, bool AGAIN = false, typename Element>
-__device__ __forceinline__ void tile_load(const CastTiles &tiles, const TileSpot &spot,
-                                          Group<Element> (&unit)[GROUP_ELEMENTS])
+__device__ __forceinline__ void tile_load(const CastTiles &tiles, const Tile &tile,
+                                          Group<Element> (&unit)[TILE_THREAD_ROWS])
 {
-    const int64_t row = spot.row0 + spot.row, column = spot.column0 + spot.column;
-    const Element *from =
-        (const Element *)tiles.values + spot.matrix * tiles.rows * tiles.columns + column;
+    const int row = thread_row(), column = thread_column();
+    const Element *values = tile_values<Element>(tiles, tile) + column;
+    if (!EXPERTS)
+        values += (int64_t)(tile.row0 + row) * tiles.columns;
 #pragma unroll
-    for (int i = 0; i < GROUP_ELEMENTS; i++) {
-        const int64_t source = tile_source<EXPERTS>(tiles, spot, row + i);
+    for (int i = 0; i < TILE_THREAD_ROWS; i++) {
+        const int source = EXPERTS ? tile_source<EXPERTS>(tiles, tile, row + i) : i;
+        const bool there = column < tile.columns && (EXPERTS ? source >= 0 : row + i < tile.rows);
+        const Element *from = values + source * (int64_t)tiles.columns;
         unit_clear(&unit[i]);
-        if (source >= 0 && column < tiles.columns)
-            unit[i] = AGAIN ? unit_load_again(from + source * tiles.columns)
-                            : unit_load(from + source * tiles.columns);
+        if (there)
+            unit[i] = AGAIN ? unit_load_again(from) : unit_load(from);
     }
 }
 
 // ---- columns' magnitudes ----
 
 // Of the 16 rows of a warp, for the lanes of both halves.
-__device__ __forceinline__ void columns_peak(const Group<Bf16> (&unit)[GROUP_ELEMENTS],
+__device__ __forceinline__ void columns_peak(const Group<Bf16> (&unit)[TILE_THREAD_ROWS],
                                              uint32_t (&bits)[GROUP_ELEMENTS])
 {
 #pragma unroll
     for (int p = 0; p < GROUP_ELEMENTS / 2; p++) {
         uint32_t most = 0;
 #pragma unroll
-        for (int i = 0; i < GROUP_ELEMENTS; i++)
+        for (int i = 0; i < TILE_THREAD_ROWS; i++)
             most = __vmaxu2(most, unit[i].pair[p] & 0x7FFF7FFFu);
         most = __vmaxu2(most, __shfl_xor_sync(WARP_ALL, most, 16));
         bits[2 * p] = most << 16;
         bits[2 * p + 1] = most & 0xFFFF0000u;
     }
 }
-__device__ __forceinline__ void columns_peak(const Group<float> (&unit)[GROUP_ELEMENTS],
+__device__ __forceinline__ void columns_peak(const Group<float> (&unit)[TILE_THREAD_ROWS],
                                              uint32_t (&bits)[GROUP_ELEMENTS])
 {
 #pragma unroll
     for (int e = 0; e < GROUP_ELEMENTS; e++) {
         uint32_t most = 0;
 #pragma unroll
-        for (int i = 0; i < GROUP_ELEMENTS; i++)
+        for (int i = 0; i < TILE_THREAD_ROWS; i++)
             most = max(most, format_f32_magnitude(unit[i].value[e]));
         bits[e] = max(most, __shfl_xor_sync(WARP_ALL, most, 16));
     }
 }
 
+// Of each warp's 16 rows. Rows are 4 longer than they need be, so that lanes that have two of them
+// for each of 8 columns meet 32 banks.
 struct TilePeaks {
-    uint32_t bits[CAST_WARPS][CAST_TILE_SIDE]; // of each warp's 16 rows
+    uint32_t bits[CAST_WARPS][CAST_TILE_SIDE + 4];
 };
 
 __device__ __forceinline__ void peaks_put(TilePeaks *peaks, const uint32_t (&bits)[GROUP_ELEMENTS])
 {
-    const int lane = lane_index();
-    uint4 *to = (uint4 *)&peaks->bits[threadIdx.x / WARP_LANES][lane % 16 * GROUP_ELEMENTS];
-    if (lane < 16) {
+    uint4 *to = (uint4 *)&peaks->bits[threadIdx.x / WARP_LANES][thread_column()];
+    if (lane_index() < 16) {
         to[0] = make_uint4(bits[0], bits[1], bits[2], bits[3]);
         to[1] = make_uint4(bits[4], bits[5], bits[6], bits[7]);
     }
@@ -225,40 +244,41 @@ __global__ void __launch_bounds__(CAST_THREADS)
     cast_tiles_measure_kernel(const __grid_constant__ CastTiles tiles)
 {
     typedef Peak<false, sizeof(Element) == 2 ? DTYPE_BF16 : DTYPE_F32> P;
-    constexpr int64_t tile_rows = EXPERTS ? CAST_TILE_SIDE : TILE_MEASURE_ROWS;
+    constexpr int tile_rows = EXPERTS ? CAST_TILE_SIDE : TILE_MEASURE_ROWS;
     __shared__ TilePeaks peaks;
-    TileSpot spot = tile_number<EXPERTS>(tiles, blockIdx.x, tile_rows);
-    const int64_t end = min(spot.row0 + tile_rows, spot.rows);
-    if (EXPERTS && spot.row0 >= end)
+    Tile tile = tile_number<EXPERTS>(tiles, blockIdx.x, tile_rows);
+    const int end = tile.row0 + tile_rows;
+    if (EXPERTS && tile.rows <= 0)
         return;
-    const int64_t owner = tile_owner<EXPERTS>(tiles, spot);
+    const int64_t owner = tile_owner<EXPERTS>(tiles, tile);
     uint32_t most[GROUP_ELEMENTS] = {0, 0, 0, 0, 0, 0, 0, 0};
-    for (; spot.row0 < end; spot.row0 += CAST_TILE_SIDE) {
-        Group<Element> unit[GROUP_ELEMENTS];
+    while (tile.row0 < end && tile.rows > 0) {
+        Group<Element> unit[TILE_THREAD_ROWS];
         uint32_t bits[GROUP_ELEMENTS];
-        tile_load<EXPERTS>(tiles, spot, unit);
+        tile_load<EXPERTS>(tiles, tile, unit);
         columns_peak(unit, bits);
 #pragma unroll
         for (int e = 0; e < GROUP_ELEMENTS; e++)
             most[e] = max(most[e], bits[e]);
-        if (tiles.to_span != SPAN_ROW)
-            continue;
 #pragma unroll
-        for (int i = 0; i < GROUP_ELEMENTS; i++) {
+        for (int i = 0; i < TILE_THREAD_ROWS && tiles.to_span == SPAN_ROW; i++) {
             P peak = P::of(unit[i]);
             for (int apart = 8; apart > 0; apart /= 2)
                 peak = peak.joined(peak.from_lane(apart));
-            const int64_t row = spot.row0 + spot.row + i;
-            if (lane_index() % 16 == 0 && row < tiles.rows)
-                atomicMax((uint32_t *)tiles.to.scales + spot.matrix * tiles.rows + row, peak.bits);
+            const int row = thread_row() + i;
+            if (lane_index() % 16 == 0 && row < tile.rows)
+                atomicMax((uint32_t *)tiles.to.scales + tile.matrix * tiles.rows + tile.row0 + row,
+                          peak.bits);
         }
+        tile = tile_at<EXPERTS>(tiles, tile.matrix, tile.row0 + CAST_TILE_SIDE, tile.column0);
     }
     peaks_put(&peaks, most);
     __syncthreads();
-    const int64_t column = spot.column0 + threadIdx.x;
-    if (threadIdx.x < CAST_TILE_SIDE && column < tiles.columns && tiles.transposed_span == SPAN_ROW)
-        atomicMax((uint32_t *)tiles.transposed.scales + owner * tiles.columns + column,
-                  peaks_get(peaks, (int)threadIdx.x, 0, CAST_TILE_SIDE));
+    const int column = (int)threadIdx.x;
+    if (column < tile.columns && tiles.transposed_span == SPAN_ROW)
+        atomicMax((uint32_t *)tiles.transposed.scales + owner * tiles.columns + tile.column0 +
+                      column,
+                  peaks_get(peaks, column, 0, CAST_TILE_SIDE));
 }
 
 // ---- the cast as it lies ----
@@ -266,39 +286,58 @@ __global__ void __launch_bounds__(CAST_THREADS)
 // Of units below each other.
 struct ColumnPlace {
     const CastWork &work;
-    int64_t matrix, row, column;
+    int64_t matrix, row, first; // of the first: its row, its element
+    int left;                   // units that there are
+    int left_blocks;            // blocks, of which other lanes may have a part
+    int index;                  // of the blocks' columns
     __device__ bool there(int u) const
     {
-        return row + u < work.rows && column < work.columns;
+        return u < left;
     }
     __device__ int64_t element(int u) const
     {
-        return (matrix * work.rows + row + u) * work.columns + column;
+        return first + u * work.columns;
     }
     __device__ BlockPlace block(int u) const
     {
-        const int64_t index = column / work.block_columns;
-        return {matrix, row + u, index,
-                row + u < work.rows && index * work.block_columns < work.columns};
+        return {matrix, row + u, index, u < left_blocks};
     }
 };
 
+// A scale spans columns of a row: neighbouring lanes have them.
 template <typename Kind, typename Element>
-__device__ __forceinline__ void tile_forward(const CastTiles &tiles, const TileSpot &spot,
-                                             uint32_t square,
-                                             const Group<Element> (&unit)[GROUP_ELEMENTS])
+__device__ __forceinline__ void tile_groups(const CastTiles &tiles, const Tile &tile,
+                                            const Group<Element> (&unit)[TILE_THREAD_ROWS])
+{
+    const CastWork &work = tiles.to;
+    const int row = thread_row(), column = thread_column(), any_column = tile.column0 + column;
+    const int index = any_column >> work.group_bits;
+    const int rows = tile.rows - row, left = column < tile.columns ? rows : 0;
+    const int left_blocks = index << work.group_bits < tiles.columns ? rows : 0;
+    const int64_t first_row = tile.matrix * tiles.rows + tile.row0 + row;
+#pragma unroll
+    for (int i = 0; i < TILE_THREAD_ROWS; i += CAST_UNITS)
+        units_cast<Kind>(work, (const Element *)tiles.values, unit + i,
+                         ColumnPlace{work, tile.matrix, tile.row0 + row + i,
+                                     (first_row + i) * work.columns + any_column, left - i,
+                                     left_blocks - i, index});
+}
+
+// most: no value of the thread has a larger magnitude.
+template <typename Kind, typename Element>
+__device__ __forceinline__ void tile_forward(const CastTiles &tiles, const Tile &tile,
+                                             uint32_t square, uint32_t most,
+                                             const Group<Element> (&unit)[TILE_THREAD_ROWS])
 {
     typedef Peak<false, Kind::input> P;
     const CastWork &work = tiles.to;
-    const int64_t row = spot.row0 + spot.row, column = spot.column0 + spot.column;
+    const int row = thread_row(), column = thread_column();
     if (tiles.to_span == SPAN_GROUP) {
-#pragma unroll
-        for (int half = 0; half < GROUP_ELEMENTS; half += CAST_UNITS)
-            units_cast<Kind>(work, (const Element *)tiles.values, unit + half,
-                             ColumnPlace{work, spot.matrix, row + half, column});
+        tile_groups<Kind>(tiles, tile, unit);
         return;
     }
-    const QuantContext context = cast_context<Kind>(work, spot.matrix);
+    const QuantContext context = cast_context<Kind>(work, tile.matrix);
+    const float amax = Peak<false, DTYPE_F32>{most}.statistics().amax;
     QuantBlock block = {0, 0, 0, 0, 0};
     if (tiles.to_span == SPAN_SQUARE)
         block = cast_choose(&context, P{square}.statistics());
@@ -306,72 +345,75 @@ __device__ __forceinline__ void tile_forward(const CastTiles &tiles, const TileS
         block = block_of_scale(context, *(const float *)work.scales);
     if (tiles.to_span == SPAN_SQUARE && threadIdx.x == 0)
         block_store<Kind>(
-            work, {spot.matrix, spot.row0 / CAST_TILE_SIDE, spot.column0 / CAST_TILE_SIDE, true},
+            work, {tile.matrix, tile.row0 / CAST_TILE_SIDE, tile.column0 / CAST_TILE_SIDE, true},
             block);
+    if (column >= tile.columns)
+        return;
+    const int64_t first_row = tile.matrix * tiles.rows + tile.row0 + row;
+    const int64_t first = first_row * work.columns + tile.column0 + column;
+    const float *scales = (const float *)work.scales + first_row;
 #pragma unroll
-    for (int i = 0; i < GROUP_ELEMENTS; i++) {
-        const ColumnPlace place = {work, spot.matrix, row + i, column};
-        if (!place.there(0))
-            continue;
+    for (int i = 0; i < TILE_THREAD_ROWS; i++) {
+        const int64_t element = first + i * work.columns;
+        if (row + i >= tile.rows)
+            break;
         if (tiles.to_span == SPAN_ROW)
-            block = block_of_scale(
-                context, ((const float *)work.scales)[spot.matrix * tiles.rows + place.row]);
+            block = block_of_scale(context, scales[i]);
         uint32_t words[2];
-        if (cast_quick_fits(&context, &block, P::of(unit[i]).statistics().amax))
+        if (cast_quick_fits(&context, &block, amax))
             unit_codes_quick<Kind>(context, block, unit[i], words);
         else
-            unit_codes_slow<Kind>(context, block, (const Element *)tiles.values + place.element(0),
-                                  words);
-        unit_store<Kind::layout>(work.codes, place.element(0), words);
+            unit_codes_slow<Kind>(context, block, (const Element *)tiles.values + element, words);
+        unit_store<Kind::layout>(work.codes, element, words);
     }
 }
 
 // ---- the transposed cast ----
 
+// Scale and multiplier of a tile's columns; neighbours of a thread's column lie 16 apart, so that
+// 16 lanes read 128 bytes.
 struct TileNumbers {
-    float2 of[TILE_GROUPS_MAX][CAST_TILE_SIDE]; // scale, multiplier
+    float2 of[TILE_GROUPS_MAX][GROUP_ELEMENTS][CAST_TILE_SIDE / GROUP_ELEMENTS];
 };
 
-__device__ __forceinline__ int tile_group(const CastTiles &tiles)
-{
-    return tiles.transposed_span == SPAN_GROUP ? (int)tiles.transposed.block_columns
-                                               : (int)CAST_TILE_SIDE;
-}
-
-// Scales of the tile's columns, shared out over the threads. Whether the quick arithmetic has them.
+// Scales of the tile's columns, shared out over the threads, those of a column to neighbours.
+// Whether the quick arithmetic has them.
 template <typename Kind, bool EXPERTS>
-__device__ __forceinline__ bool tile_numbers(const CastTiles &tiles, const TileSpot &spot,
+__device__ __forceinline__ bool tile_numbers(const CastTiles &tiles, const Tile &tile,
                                              const TilePeaks &peaks, uint32_t square,
                                              TileNumbers *numbers)
 {
     const CastWork &work = tiles.transposed;
     const CastSpanKind span = tiles.transposed_span;
-    const QuantContext context = cast_context<Kind>(work, spot.matrix);
-    const int64_t owner = span == SPAN_ROW ? tile_owner<EXPERTS>(tiles, spot) : spot.matrix;
-    const int rows = tile_group(tiles), groups = CAST_TILE_SIDE / rows;
+    const QuantContext context = cast_context<Kind>(work, tile.matrix);
+    const int rows = 1 << tiles.group_bits, groups = CAST_TILE_SIDE >> tiles.group_bits;
+    const float *scales = (const float *)work.scales;
+    if (span == SPAN_ROW)
+        scales += tile_owner<EXPERTS>(tiles, tile) * tiles.columns + tile.column0;
     bool quick = true;
     for (int i = (int)threadIdx.x; i < groups * CAST_TILE_SIDE; i += CAST_THREADS) {
-        const int group = i / CAST_TILE_SIDE, column = i % CAST_TILE_SIDE;
-        const int64_t row = spot.row0 + group * rows, at = spot.column0 + column;
-        const bool there = at < tiles.columns && row < tiles.rows;
-        const Peak<false, DTYPE_F32> peak = {peaks_get(peaks, column, group * rows, rows)};
+        const int group = i & (groups - 1), column = i * rows / CAST_TILE_SIDE, row = group * rows;
+        const bool there = column < tile.columns && row < tile.rows;
+        const Peak<false, DTYPE_F32> peak = {peaks_get(peaks, column, row, rows)};
         const Peak<false, DTYPE_F32> chosen_by = {span == SPAN_SQUARE ? square : peak.bits};
         QuantBlock block = {0, 0, 0, 0, 0};
         if (span == SPAN_GROUP || span == SPAN_SQUARE)
             block = cast_choose(&context, chosen_by.statistics());
         else if (there)
-            block = block_of_scale(
-                context,
-                ((const float *)work.scales)[span == SPAN_WHOLE ? 0 : owner * tiles.columns + at]);
+            block = block_of_scale(context, scales[span == SPAN_WHOLE ? 0 : column]);
         if (span == SPAN_GROUP && there)
-            block_store<Kind>(work, {spot.matrix, at, row / rows, true}, block);
+            block_store<Kind>(
+                work,
+                {tile.matrix, tile.column0 + column, (tile.row0 + row) >> tiles.group_bits, true},
+                block);
         if (span == SPAN_SQUARE && i == 0)
             block_store<Kind>(
                 work,
-                {spot.matrix, spot.column0 / CAST_TILE_SIDE, spot.row0 / CAST_TILE_SIDE, true},
+                {tile.matrix, tile.column0 / CAST_TILE_SIDE, tile.row0 / CAST_TILE_SIDE, true},
                 block);
         cast_quick_ready(&context, &block, chosen_by.statistics().amax);
-        numbers->of[group][column] = make_float2(block.scale, block.multiplier);
+        numbers->of[group][column % GROUP_ELEMENTS][column / GROUP_ELEMENTS] =
+            make_float2(block.scale, block.multiplier);
         quick = quick && (!there || cast_quick_fits(&context, &block, peak.statistics().amax));
         if (EXPERTS && there) // else padding, whose code is 0, would become no number
             quick = quick && block.scale != 0.0f && 0.0f * block.multiplier == 0.0f;
@@ -382,19 +424,18 @@ __device__ __forceinline__ bool tile_numbers(const CastTiles &tiles, const TileS
 // Codes of 8 rows of one column, one after the other, from memory.
 template <typename Kind, bool EXPERTS>
 __device__ __forceinline__ void
-column_codes_slow(const CastTiles &tiles, const TileSpot &spot, const QuantContext &context,
+column_codes_slow(const CastTiles &tiles, const Tile &tile, const QuantContext &context,
                   const QuantBlock &block, int e, uint32_t (&words)[2])
 {
     typedef typename CastElement<Kind::input>::type Element;
-    const int64_t row = spot.row0 + spot.row, column = spot.column0 + spot.column + e;
-    const Element *from =
-        (const Element *)tiles.values + spot.matrix * tiles.rows * tiles.columns + column;
+    const int column = thread_column() + e;
+    const Element *from = tile_values<Element>(tiles, tile) + column;
     uint64_t all = 0;
 #pragma unroll 1
-    for (int i = GROUP_ELEMENTS - 1; i >= 0; i--) {
-        const int64_t source = tile_source<EXPERTS>(tiles, spot, row + i);
+    for (int i = TILE_THREAD_ROWS - 1; i >= 0; i--) {
+        const int64_t source = tile_source<EXPERTS>(tiles, tile, thread_row() + i);
         all <<= 8;
-        if (source >= 0 && column < tiles.columns)
+        if (source >= 0 && column < tile.columns)
             all |= cast_byte(&context.rule,
                              cast_encode(&context, &block, widen(from[source * tiles.columns])));
     }
@@ -408,53 +449,55 @@ struct TileCodes {
 
 template <typename Kind, bool EXPERTS, typename Element>
 __device__ __forceinline__ void
-tile_codes(const CastTiles &tiles, const TileSpot &spot, const TileNumbers &numbers, bool quick,
-           const Group<Element> (&unit)[GROUP_ELEMENTS], TileCodes *codes)
+tile_codes(const CastTiles &tiles, const Tile &tile, const TileNumbers &numbers, bool quick,
+           const Group<Element> (&unit)[TILE_THREAD_ROWS], TileCodes *codes)
 {
-    const QuantContext context = cast_context<Kind>(tiles.transposed, spot.matrix);
-    const float2 *number = numbers.of[spot.row / tile_group(tiles)];
-    const int place = spot.row / GROUP_ELEMENTS ^ spot.column / GROUP_ELEMENTS;
+    const QuantContext context = cast_context<Kind>(tiles.transposed, tile.matrix);
+    const int row = thread_row(), column = thread_column(), across = column / GROUP_ELEMENTS;
+    const auto &number = numbers.of[row >> tiles.group_bits];
+    uint2 *piece = &codes->piece[column][row / TILE_THREAD_ROWS ^ across];
     if (!quick) {
 #pragma unroll 1
         for (int e = 0; e < GROUP_ELEMENTS; e++) {
-            const float2 n = number[spot.column + e];
+            const float2 n = number[e][across];
             const QuantBlock block = {n.x, 0, n.y, 0, 0};
             uint32_t words[2];
-            column_codes_slow<Kind, EXPERTS>(tiles, spot, context, block, e, words);
-            codes->piece[spot.column + e][place] = make_uint2(words[0], words[1]);
+            column_codes_slow<Kind, EXPERTS>(tiles, tile, context, block, e, words);
+            piece[e * TILE_PIECES] = make_uint2(words[0], words[1]);
         }
         return;
     }
 #pragma unroll
     for (int e = 0; e < GROUP_ELEMENTS; e++) {
-        const float2 n = number[spot.column + e];
+        const float2 n = number[e][across];
         const QuantBlock block = {n.x, 0, n.y, 0, 0};
-        float q[GROUP_ELEMENTS];
+        float q[TILE_THREAD_ROWS];
         uint32_t words[2];
 #pragma unroll
-        for (int i = 0; i < GROUP_ELEMENTS; i++)
+        for (int i = 0; i < TILE_THREAD_ROWS; i++)
             q[i] = cast_quick_scaled(&context, &block, group_value(unit[i], e));
         cast_quick_pack(&context.rule, q, words);
-        codes->piece[spot.column + e][place] = make_uint2(words[0], words[1]);
+        piece[e * TILE_PIECES] = make_uint2(words[0], words[1]);
     }
 }
 
 // Eight neighbouring threads: 128 rows of a column.
-__device__ __forceinline__ void tile_out(const CastTiles &tiles, const TileSpot &spot,
+__device__ __forceinline__ void tile_out(const CastTiles &tiles, const Tile &tile,
                                          const TileCodes &codes)
 {
+    constexpr int STEP = CAST_THREADS / 8; // columns
     const bool vector = tiles.rows % 16 == 0;
+    const int first = (int)threadIdx.x / 8, part = (int)threadIdx.x % 8,
+              left = tile.rows - part * 16;
+    uint8_t *to = tiles.transposed.codes + tile.row0 + part * 16 +
+                  (tile.matrix * tiles.columns + tile.column0 + first) * (int64_t)tiles.rows;
 #pragma unroll
-    for (int i = 0; i < CAST_TILE_SIDE * 8 / CAST_THREADS; i++) {
-        const int index = i * CAST_THREADS + (int)threadIdx.x, column = index / 8, part = index % 8;
-        const int change = column / GROUP_ELEMENTS;
+    for (int i = 0; i < CAST_TILE_SIDE / STEP; i++, to += STEP * (int64_t)tiles.rows) {
+        const int column = first + i * STEP, change = column / GROUP_ELEMENTS;
         const uint4 raw = *(const uint4 *)&codes.piece[column][(2 * part ^ change) & -2];
         const uint4 words = change & 1 ? make_uint4(raw.z, raw.w, raw.x, raw.y) : raw;
-        const int64_t row = spot.row0 + part * 16, at = spot.column0 + column;
-        if (at >= tiles.columns || row >= tiles.rows)
+        if (column >= tile.columns || left <= 0)
             continue;
-        uint8_t *to =
-            tiles.transposed.codes + (spot.matrix * tiles.columns + at) * tiles.rows + row;
         if (vector) {
             *(uint4 *)to = words;
             continue;
@@ -462,7 +505,7 @@ __device__ __forceinline__ void tile_out(const CastTiles &tiles, const TileSpot 
         const uint32_t word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
         for (int b = 0; b < 16; b++)
-            if (row + b < tiles.rows)
+            if (b < left)
                 to[b] = (uint8_t)(word[b / 4] >> b % 4 * 8);
     }
 }
@@ -483,33 +526,31 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input != DTYPE_BF16 ? 2
     __shared__ TilePeaks peaks;
     __shared__ TileNumbers numbers;
     __shared__ __align__(16) TileCodes codes;
-    const TileSpot spot = tile_number<EXPERTS>(tiles, blockIdx.x, CAST_TILE_SIDE);
-    if (EXPERTS && spot.row0 >= spot.rows)
+    const Tile tile = tile_number<EXPERTS>(tiles, blockIdx.x);
+    if (EXPERTS && tile.rows <= 0)
         return;
     if (FORM != TILES_BOTH && blockIdx.x + tiles.ahead < gridDim.x)
-        tile_prefetch<EXPERTS, Element>(
-            tiles, tile_number<EXPERTS>(tiles, blockIdx.x + tiles.ahead, CAST_TILE_SIDE));
-    Group<Element> unit[GROUP_ELEMENTS];
+        tile_prefetch<EXPERTS, Element>(tiles,
+                                        tile_number<EXPERTS>(tiles, blockIdx.x + tiles.ahead));
+    Group<Element> unit[TILE_THREAD_ROWS];
     uint32_t bits[GROUP_ELEMENTS];
-    tile_load<EXPERTS>(tiles, spot, unit);
+    tile_load<EXPERTS>(tiles, tile, unit);
     columns_peak(unit, bits);
     peaks_put(&peaks, bits);
-    uint32_t square = 0;
-    if (tiles.to_span == SPAN_SQUARE || tiles.transposed_span == SPAN_SQUARE) {
-        P peak = P::none();
+    uint32_t most = 0, square = 0;
 #pragma unroll
-        for (int e = 0; e < GROUP_ELEMENTS; e++)
-            peak = peak.joined({bits[e]});
-        square = team_peak<P, false>(peak).bits;
-    }
+    for (int e = 0; e < GROUP_ELEMENTS; e++)
+        most = max(most, bits[e]);
+    if (tiles.to_span == SPAN_SQUARE || tiles.transposed_span == SPAN_SQUARE)
+        square = team_peak<P, false>({most}).bits;
     __syncthreads();
-    const bool mine = tile_numbers<Kind, EXPERTS>(tiles, spot, peaks, square, &numbers);
+    const bool mine = tile_numbers<Kind, EXPERTS>(tiles, tile, peaks, square, &numbers);
     const bool quick = !__syncthreads_or(!mine);
-    tile_codes<Kind, EXPERTS>(tiles, spot, numbers, quick, unit, &codes);
+    tile_codes<Kind, EXPERTS>(tiles, tile, numbers, quick, unit, &codes);
     if (FORM == TILES_BOTH)
-        tile_forward<Kind>(tiles, spot, square, unit);
+        tile_forward<Kind>(tiles, tile, square, most, unit);
     __syncthreads();
-    tile_out(tiles, spot, codes);
+    tile_out(tiles, tile, codes);
 }
 
 // ---- strips ----
@@ -560,19 +601,19 @@ static __global__ void __launch_bounds__(CAST_THREADS)
 // Tile `index`, in bands of neighbouring strips: across a band first, then down. False: past the
 // end.
 template <bool EXPERTS>
-__device__ __forceinline__ bool strip_tile(const CastTiles &tiles, uint32_t index, TileSpot *spot,
+__device__ __forceinline__ bool strip_tile(const CastTiles &tiles, uint32_t index, Tile *tile,
                                            Strip *strip)
 {
-    const uint32_t across = (uint32_t)tiles.across;
+    const uint32_t across = (uint32_t)tiles.across, any_row = divided(index, tiles.by_across);
     uint32_t first = 0, down = (uint32_t)tiles.down; // the owner's, in rows of tiles
     if (EXPERTS) {
-        const int64_t row = (int64_t)(index / across) * CAST_TILE_SIDE;
+        const int row = (int)any_row * CAST_TILE_SIDE;
         if (row >= __ldg(tiles.experts.rows_total))
             return false;
         strip->owner = group_of_row(tiles.experts, row);
         down = group_down(tiles.experts, (int)strip->owner, &first);
     } else {
-        strip->owner = index / (down * across);
+        strip->owner = divided(any_row, tiles.by_down);
         if (strip->owner >= tiles.matrices)
             return false;
         first = (uint32_t)strip->owner * down;
@@ -582,29 +623,30 @@ __device__ __forceinline__ bool strip_tile(const CastTiles &tiles, uint32_t inde
     const uint32_t band = within / (most * down) * most, wide = min(most, across - band);
     const uint32_t in_band = within - band * down;
     const uint32_t column = band + in_band % wide;
-    const int64_t row = in_band / wide + (EXPERTS ? first : 0);
+    const uint32_t row = in_band / wide + (EXPERTS ? first : 0);
     strip->number = (uint32_t)strip->owner * across + column;
     strip->tiles = down;
-    *spot = tile_spot<EXPERTS>(tiles, EXPERTS ? 0 : strip->owner, row * CAST_TILE_SIDE,
-                               (int64_t)column * CAST_TILE_SIDE);
+    *tile = tile_at<EXPERTS>(tiles, EXPERTS ? 0 : strip->owner, (int)row * CAST_TILE_SIDE,
+                             (int)column * CAST_TILE_SIDE);
     return true;
 }
 
 // Adds the magnitudes of a tile to those of its strip, and counts it.
 template <bool EXPERTS, typename Element>
-__device__ __forceinline__ void strip_measure(const CastTiles &tiles, const TileSpot &spot,
+__device__ __forceinline__ void strip_measure(const CastTiles &tiles, const Tile &tile,
                                               const Strip &strip, TilePeaks *peaks)
 {
-    Group<Element> unit[GROUP_ELEMENTS];
+    Group<Element> unit[TILE_THREAD_ROWS];
     uint32_t bits[GROUP_ELEMENTS];
-    tile_load<EXPERTS, true>(tiles, spot, unit);
+    tile_load<EXPERTS, true>(tiles, tile, unit);
     columns_peak(unit, bits);
     peaks_put(peaks, bits);
     __syncthreads();
-    const int64_t column = spot.column0 + threadIdx.x;
-    if (threadIdx.x < CAST_TILE_SIDE && column < tiles.columns)
-        atomicMax((uint32_t *)tiles.transposed.scales + strip.owner * tiles.columns + column,
-                  peaks_get(*peaks, (int)threadIdx.x, 0, CAST_TILE_SIDE));
+    const int column = (int)threadIdx.x;
+    if (column < tile.columns)
+        atomicMax((uint32_t *)tiles.transposed.scales + strip.owner * tiles.columns + tile.column0 +
+                      column,
+                  peaks_get(*peaks, column, 0, CAST_TILE_SIDE));
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0)
@@ -623,22 +665,31 @@ __device__ __forceinline__ void strip_wait(const CastTiles &tiles, const Strip &
 
 // As tile_numbers, of columns whose amaxes stand where their scales will.
 template <typename Kind, bool EXPERTS>
-__device__ __forceinline__ bool strip_numbers(const CastTiles &tiles, const TileSpot &spot,
+__device__ __forceinline__ bool strip_numbers(const CastTiles &tiles, const Tile &tile,
                                               const Strip &strip, TileNumbers *numbers)
 {
-    const QuantContext context = cast_context<Kind>(tiles.transposed, spot.matrix);
-    const int64_t column = spot.column0 + threadIdx.x;
-    if (threadIdx.x >= CAST_TILE_SIDE || column >= tiles.columns)
+    const QuantContext context = cast_context<Kind>(tiles.transposed, tile.matrix);
+    const int column = (int)threadIdx.x;
+    if (column >= tile.columns)
         return true;
-    const uint32_t *amaxes = (const uint32_t *)tiles.transposed.scales;
-    const Peak<false, DTYPE_F32> peak = {__ldcg(amaxes + strip.owner * tiles.columns + column)};
+    const uint32_t *amaxes =
+        (const uint32_t *)tiles.transposed.scales + strip.owner * tiles.columns + tile.column0;
+    const Peak<false, DTYPE_F32> peak = {__ldcg(amaxes + column)};
     const uint32_t scale = cast_choose(&context, peak.statistics()).scale_bits;
     QuantBlock block = block_of_scale(context, __uint_as_float(scale));
     cast_quick_ready(&context, &block, peak.statistics().amax);
-    numbers->of[0][threadIdx.x] = make_float2(block.scale, block.multiplier);
+    numbers->of[0][column % GROUP_ELEMENTS][column / GROUP_ELEMENTS] =
+        make_float2(block.scale, block.multiplier);
     return cast_quick_fits(&context, &block, peak.statistics().amax) &&
            (!EXPERTS || (block.scale != 0.0f && 0.0f * block.multiplier == 0.0f));
 }
+
+// What a thread block does: found by one of its threads, since runtime divisions take long.
+struct StripTurn {
+    Tile measured, cast;
+    Strip measured_strip, cast_strip;
+    bool measures, casts;
+};
 
 // Thread block: measures a tile, and casts one whose strip has been measured. Scales become what
 // they are stored as only after this kernel (cast_settle_rows).
@@ -650,25 +701,27 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? TILE
     __shared__ TilePeaks peaks;
     __shared__ TileNumbers numbers;
     __shared__ __align__(16) TileCodes codes;
-    __shared__ uint32_t ticket;
-    if (threadIdx.x == 0)
-        ticket = atomicAdd(&tiles.marks->next, 1u);
+    __shared__ StripTurn turn;
+    if (threadIdx.x == 0) {
+        const uint32_t index = atomicAdd(&tiles.marks->next, 1u), lag = tiles.marks->lag;
+        turn.measures = strip_tile<EXPERTS>(tiles, index, &turn.measured, &turn.measured_strip);
+        turn.casts =
+            index >= lag && strip_tile<EXPERTS>(tiles, index - lag, &turn.cast, &turn.cast_strip);
+    }
     __syncthreads();
-    const uint32_t index = ticket, lag = tiles.marks->lag;
-    TileSpot spot;
-    Strip strip;
-    if (strip_tile<EXPERTS>(tiles, index, &spot, &strip))
-        strip_measure<EXPERTS, Element>(tiles, spot, strip, &peaks);
-    if (index < lag || !strip_tile<EXPERTS>(tiles, index - lag, &spot, &strip))
+    if (turn.measures)
+        strip_measure<EXPERTS, Element>(tiles, turn.measured, turn.measured_strip, &peaks);
+    if (!turn.casts)
         return;
-    strip_wait(tiles, strip);
-    Group<Element> unit[GROUP_ELEMENTS];
-    tile_load<EXPERTS>(tiles, spot, unit);
-    const bool mine = strip_numbers<Kind, EXPERTS>(tiles, spot, strip, &numbers);
+    const Tile tile = turn.cast;
+    strip_wait(tiles, turn.cast_strip);
+    Group<Element> unit[TILE_THREAD_ROWS];
+    tile_load<EXPERTS>(tiles, tile, unit);
+    const bool mine = strip_numbers<Kind, EXPERTS>(tiles, tile, turn.cast_strip, &numbers);
     const bool quick = !__syncthreads_or(!mine);
-    tile_codes<Kind, EXPERTS>(tiles, spot, numbers, quick, unit, &codes);
+    tile_codes<Kind, EXPERTS>(tiles, tile, numbers, quick, unit, &codes);
     __syncthreads();
-    tile_out(tiles, spot, codes);
+    tile_out(tiles, tile, codes);
 }
 
 // ---- the kernels of a variant ----

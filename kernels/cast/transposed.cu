@@ -25,10 +25,44 @@ CastSpanKind cast_span_of(const QTensor *q)
     return rule->block_rows == 1 && sized ? SPAN_GROUP : SPAN_NONE;
 }
 
+void cast_tiles_count(CastTiles *tiles, int tile_rows)
+{
+    tiles->down = (tiles->rows + tile_rows - 1) / tile_rows;
+    tiles->across = (tiles->columns + CAST_TILE_SIDE - 1) / CAST_TILE_SIDE;
+    tiles->by_down = cast_divisor(tiles->down);
+    tiles->by_across = cast_divisor(tiles->across);
+}
+
+CastTiles cast_tiles_of(const void *values, const QTensor *q, int64_t matrices, int64_t rows,
+                        int64_t columns)
+{
+    const CastKernels *kernels = cast_kernels_for(q);
+    CastTiles tiles = {};
+    tiles.values = values;
+    tiles.transposed = cast_work_of(values, q);
+    const bool fits = kernels && kernels->tiles[TILES_ALONE] && matrices * rows * columns > 0 &&
+                      max(rows, columns) <= INT32_MAX - TILE_MEASURE_ROWS &&
+                      columns % GROUP_ELEMENTS == 0 && cuda_aligned(values) &&
+                      cuda_aligned(q->codes);
+    if (!fits)
+        return tiles;
+    tiles.transposed_span = cast_span_of(q);
+    tiles.group_bits = cast_divisor(CAST_TILE_SIDE).bits - 31;
+    if (tiles.transposed_span == SPAN_GROUP)
+        tiles.group_bits = tiles.transposed.group_bits;
+    tiles.matrices = matrices;
+    tiles.rows = (int)rows;
+    tiles.columns = (int)columns;
+    tiles.ahead = (uint32_t)cuda_processors() * TILE_BLOCKS_AT_ONCE;
+    cast_tiles_count(&tiles, CAST_TILE_SIDE);
+    return tiles;
+}
+
 // Rows' amaxes, then their scales.
 static void measure_rows(const CastTiles *tiles, DType input, Stream stream)
 {
-    const int64_t down = (tiles->rows + TILE_MEASURE_ROWS - 1) / TILE_MEASURE_ROWS;
+    CastTiles measured = *tiles;
+    cast_tiles_count(&measured, TILE_MEASURE_ROWS);
     const CastTilesKernel kernel = input == DTYPE_BF16 ? cast_tiles_measure_kernel<Bf16, false>
                                                        : cast_tiles_measure_kernel<float, false>;
     const CastWork *works[] = {tiles->to_span == SPAN_ROW ? &tiles->to : NULL,
@@ -36,8 +70,8 @@ static void measure_rows(const CastTiles *tiles, DType input, Stream stream)
     for (const CastWork *work : works)
         if (work)
             device_fill(work->scales, 0, (uint64_t)work->all_rows * sizeof(float), stream);
-    kernel<<<cast_grid(tiles->matrices * down * tiles->across), CAST_THREADS, 0,
-             cuda_stream(stream)>>>(*tiles);
+    kernel<<<cast_grid(measured.matrices * measured.down * measured.across), CAST_THREADS, 0,
+             cuda_stream(stream)>>>(measured);
     CHECK_CUDA(cudaGetLastError());
     for (const CastWork *work : works)
         if (work)
@@ -72,39 +106,18 @@ void cast_strips(const CastTiles *tiles, CastTilesKernel kernel, uint32_t *marks
     cast_settle_rows(work, stream);
 }
 
-static CastTiles tiles_of(const Cast *args, bool both)
-{
-    const QTensor *q = &args->transposed;
-    CastTiles tiles = {};
-    tiles.values = args->values;
-    tiles.transposed = cast_work_of(args->values, q);
-    tiles.transposed_span = cast_span_of(q);
-    if (both) {
-        tiles.to = cast_work_of(args->values, &args->to);
-        tiles.to_span = cast_span_of(&args->to);
-    }
-    tiles.matrices = q->rank > 2 ? q->shape[0] : 1;
-    tiles.rows = q->columns;
-    tiles.to.rows = q->columns; // of one matrix, also where one block covers all
-    tiles.columns = q->rank > 1 ? q->shape[q->rank - 2] : 1;
-    tiles.down = (tiles.rows + CAST_TILE_SIDE - 1) / CAST_TILE_SIDE;
-    tiles.across = (tiles.columns + CAST_TILE_SIDE - 1) / CAST_TILE_SIDE;
-    tiles.ahead = (uint32_t)cuda_processors() * TILE_BLOCKS_AT_ONCE;
-    return tiles;
-}
-
 bool cast_transposed(const Cast *args, Stream stream)
 {
     const QTensor *q = &args->transposed, *to = &args->to;
     const CastKernels *kernels = cast_kernels_for(q);
-    const bool strips = args->marks && kernels && kernels->strips && cast_span_of(q) == SPAN_ROW;
-    const bool both = to->rule.method != QUANT_NONE && kernels == cast_kernels_for(to) &&
-                      cast_span_of(to) != SPAN_NONE && cuda_aligned(to->codes) && !strips;
-    CastTiles tiles = tiles_of(args, both);
-    const bool fits =
-        kernels && kernels->tiles[TILES_ALONE] && tiles.transposed_span != SPAN_NONE &&
-        tiles.matrices * tiles.rows * tiles.columns > 0 && tiles.columns % GROUP_ELEMENTS == 0 &&
-        cuda_aligned(args->values) && cuda_aligned(q->codes);
+    const int64_t columns = q->rank > 1 ? q->shape[q->rank - 2] : 1;
+    CastTiles tiles =
+        cast_tiles_of(args->values, q, q->rank > 2 ? q->shape[0] : 1, q->columns, columns);
+    const bool fits = tiles.transposed_span != SPAN_NONE;
+    const bool both = fits && to->rule.method != QUANT_NONE && kernels == cast_kernels_for(to) &&
+                      cast_span_of(to) != SPAN_NONE && cuda_aligned(to->codes);
+    const bool strips =
+        fits && !both && args->marks && kernels->strips && tiles.transposed_span == SPAN_ROW;
     if (!fits) {
         cast_prepare(&tiles.transposed, args->amax, q, stream);
         tiles.transposed.given = cast_is_one_block(q);
@@ -114,6 +127,11 @@ bool cast_transposed(const Cast *args, Stream stream)
     if (strips) {
         cast_strips(&tiles, kernels->strips, args->marks, tiles.matrices, stream);
         return false;
+    }
+    if (both) {
+        tiles.to = cast_work_of(args->values, to);
+        tiles.to.rows = tiles.rows; // of one matrix, also where one block covers all
+        tiles.to_span = cast_span_of(to);
     }
     const float *amax = args->amax;
     if (!amax && tiles.to_span == SPAN_WHOLE)

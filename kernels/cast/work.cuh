@@ -49,9 +49,9 @@ struct CastWork {
     int64_t scale_stride;                // from matrix to matrix
     QuantGrid grid;                      // of a matrix's scales
     bool given;                          // one block for everything, its scale is there already
+    int group_bits;                      // log2 of block_columns, where that is a power of two
     // Of groups in a tensor that is one sequence of them:
-    int64_t count;  // elements; or blocks that thread blocks or warps have one by one
-    int group_bits; // log2 of a group's columns
+    int64_t count; // elements; or blocks that thread blocks or warps have one by one
     CastDivisor by_grid_columns, by_rows;
     // Of rows of experts (expert_operand.h): NULL, or which are real, and of which values.
     const int32_t *row_map, *rows_total;
