@@ -20,8 +20,6 @@ CastSpanKind cast_span_of(const QTensor *q);
 // SPAN_NONE where the tiles' kernels do not take it.
 CastTiles cast_tiles_of(const void *values, const QTensor *q, int64_t matrices, int64_t rows,
                         int64_t columns);
-// Cuts the values in tiles of so many rows.
-void cast_tiles_count(CastTiles *tiles, int tile_rows);
 
 // Enqueues(stream). The amaxes that decide something about the whole tensor, as values lie or
 // transposed; they stay where cast_prepare will put what they become.

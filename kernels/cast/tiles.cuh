@@ -29,12 +29,13 @@ enum {
     TILE_PIECES = 16,    // of 8 rows
     TILE_WARP_ROWS = 16, // of a warp
     TILE_THREAD_ROWS = GROUP_ELEMENTS,
-    TILE_MEASURE_ROWS = 1024, // of a thread block that only measures
-    TILE_BLOCKS_AT_ONCE = 4,  // on a multiprocessor
-    TILE_BLOCKS_ALONE = 3,    // of the transposed cast alone, which more slow down
-    STRIP_BAND = 96,          // tiles of neighbouring strips that are gone through together
-    STRIP_BAND_WIDE = 8,      // strips of such a band, at most
-    STRIP_SLACK_PARTS = 2,    // of the thread blocks that run at once: begun that much before
+    TILE_MEASURE = 4,        // tiles of a thread block that only measures, across and down
+    TILE_BAND = 8,           // tiles that thread blocks go down before they go across
+    TILE_BLOCKS_AT_ONCE = 4, // on a multiprocessor
+    TILE_BLOCKS_ALONE = 3,   // of the transposed cast alone, which more slow down
+    STRIP_BAND = 96,         // tiles of neighbouring strips that are gone through together
+    STRIP_BAND_WIDE = 8,     // strips of such a band, at most
+    STRIP_SLACK_PARTS = 2,   // of the thread blocks that run at once: begun that much before
 };
 
 // What a scale spans, of the values as the operand sees them.
@@ -58,8 +59,8 @@ struct CastTiles {
     const void *values;
     int64_t matrices;
     int rows, columns; // of the values
-    int down, across;  // tiles of a matrix
-    CastDivisor by_down, by_across;
+    int down, across;  // tiles of a matrix, or what a thread block has of them
+    CastDivisor by_matrix, by_across, by_band;
     int group_bits; // log2 of the rows of a tile that a transposed scale spans
     TileExperts experts;
     struct StripMarks *marks; // NULL: scales that span rows are there already
@@ -90,16 +91,19 @@ __device__ __forceinline__ Tile tile_at(const CastTiles &tiles, int64_t matrix, 
             min(tiles.columns - column0, (int)CAST_TILE_SIDE)};
 }
 
-// Tile `index`, across first; of so many rows.
+// Tile `index`, in bands: down first, so that what is made of neighbours, scales and codes that
+// share a line of memory, is written at about the same time, as they lie and transposed.
 template <bool EXPERTS>
-__device__ __forceinline__ Tile tile_number(const CastTiles &tiles, uint32_t index,
-                                            int tile_rows = CAST_TILE_SIDE)
+__device__ __forceinline__ Tile tile_number(const CastTiles &tiles, uint32_t index)
 {
-    const uint32_t any_row = divided(index, tiles.by_across);
-    const uint32_t matrix = EXPERTS ? 0 : divided(any_row, tiles.by_down);
-    const uint32_t column = index - any_row * (uint32_t)tiles.across;
-    const uint32_t row = any_row - matrix * (uint32_t)tiles.down;
-    return tile_at<EXPERTS>(tiles, matrix, (int)row * tile_rows, (int)column * CAST_TILE_SIDE);
+    const uint32_t matrix = divided(index, tiles.by_matrix);
+    const uint32_t within = index - matrix * (uint32_t)(tiles.down * tiles.across);
+    const uint32_t band = divided(within, tiles.by_band) * TILE_BAND;
+    const uint32_t high = min((uint32_t)TILE_BAND, (uint32_t)tiles.down - band);
+    const uint32_t in_band = within - band * (uint32_t)tiles.across;
+    const uint32_t column = high == TILE_BAND ? in_band / TILE_BAND : in_band / high;
+    const uint32_t row = band + in_band - column * high;
+    return tile_at<EXPERTS>(tiles, matrix, (int)row * CAST_TILE_SIDE, (int)column * CAST_TILE_SIDE);
 }
 
 // The first row and column of a thread, within the tile.
@@ -237,48 +241,76 @@ __device__ __forceinline__ uint32_t peaks_get(const TilePeaks &peaks, int column
     return most;
 }
 
-// Thread block: 1024 rows of 128 columns (EXPERTS: 128). Adds their largest magnitudes, as bits, to
-// where their scales will stand (CastSpanKind SPAN_ROW).
+// Of the rows of a thread: their largest magnitudes join those in `peaks`, by row of the tile.
+template <typename P, typename Element>
+__device__ __forceinline__ void rows_peak(const Group<Element> (&unit)[TILE_THREAD_ROWS],
+                                          uint32_t *peaks)
+{
+    constexpr int LANES = WARP_LANES / 2; // of a row
+    const int lane = lane_index() % LANES;
+#pragma unroll
+    for (int first = 0; first < TILE_THREAD_ROWS; first += CAST_UNITS) {
+        P peak[CAST_UNITS];
+#pragma unroll
+        for (int u = 0; u < CAST_UNITS; u++)
+            peak[u] = P::of(unit[first + u]);
+        peaks_share<P, CAST_UNITS>(peak, LANES);
+        if (lane < CAST_UNITS)
+            atomicMax(peaks + thread_row() + first + lane, peak[0].bits);
+    }
+}
+
+// Thread block: 4 x 4 tiles (EXPERTS: one). Adds the largest magnitudes of their rows and columns,
+// as bits, to where their scales will stand (CastSpanKind SPAN_ROW).
 template <typename Element, bool EXPERTS>
-__global__ void __launch_bounds__(CAST_THREADS)
+__global__ void __launch_bounds__(CAST_THREADS, sizeof(Element) == 2 ? TILE_BLOCKS_AT_ONCE : 2)
     cast_tiles_measure_kernel(const __grid_constant__ CastTiles tiles)
 {
     typedef Peak<false, sizeof(Element) == 2 ? DTYPE_BF16 : DTYPE_F32> P;
-    constexpr int tile_rows = EXPERTS ? CAST_TILE_SIDE : TILE_MEASURE_ROWS;
+    constexpr int SIDE = EXPERTS ? 1 : TILE_MEASURE, ROWS = SIDE * CAST_TILE_SIDE;
     __shared__ TilePeaks peaks;
-    Tile tile = tile_number<EXPERTS>(tiles, blockIdx.x, tile_rows);
-    const int end = tile.row0 + tile_rows;
+    __shared__ uint32_t of_rows[ROWS];
+    const uint32_t block = divided(blockIdx.x, tiles.by_across);
+    const uint32_t matrix = divided(blockIdx.x, tiles.by_matrix);
+    const int column0 = (int)(blockIdx.x - block * (uint32_t)tiles.across) * ROWS;
+    const int row0 = (int)(block - matrix * (uint32_t)tiles.down) * ROWS;
+    const bool whole_columns = tiles.transposed_span == SPAN_ROW;
+    Tile tile = tile_at<EXPERTS>(tiles, matrix, row0, column0);
     if (EXPERTS && tile.rows <= 0)
         return;
     const int64_t owner = tile_owner<EXPERTS>(tiles, tile);
-    uint32_t most[GROUP_ELEMENTS] = {0, 0, 0, 0, 0, 0, 0, 0};
-    while (tile.row0 < end && tile.rows > 0) {
-        Group<Element> unit[TILE_THREAD_ROWS];
-        uint32_t bits[GROUP_ELEMENTS];
-        tile_load<EXPERTS>(tiles, tile, unit);
-        columns_peak(unit, bits);
+    uint32_t *of_columns = (uint32_t *)tiles.transposed.scales + owner * tiles.columns;
+    for (int row = (int)threadIdx.x; row < ROWS; row += CAST_THREADS)
+        of_rows[row] = 0;
+    for (int across = 0; across < SIDE; across++) {
+        uint32_t most[GROUP_ELEMENTS] = {0, 0, 0, 0, 0, 0, 0, 0};
+        __syncthreads();
+        for (int down = 0; down < SIDE; down++) {
+            Group<Element> unit[TILE_THREAD_ROWS];
+            uint32_t bits[GROUP_ELEMENTS];
+            tile = tile_at<EXPERTS>(tiles, matrix, row0 + down * CAST_TILE_SIDE,
+                                    column0 + across * CAST_TILE_SIDE);
+            tile_load<EXPERTS>(tiles, tile, unit);
+            columns_peak(unit, bits);
 #pragma unroll
-        for (int e = 0; e < GROUP_ELEMENTS; e++)
-            most[e] = max(most[e], bits[e]);
-#pragma unroll
-        for (int i = 0; i < TILE_THREAD_ROWS && tiles.to_span == SPAN_ROW; i++) {
-            P peak = P::of(unit[i]);
-            for (int apart = 8; apart > 0; apart /= 2)
-                peak = peak.joined(peak.from_lane(apart));
-            const int row = thread_row() + i;
-            if (lane_index() % 16 == 0 && row < tile.rows)
-                atomicMax((uint32_t *)tiles.to.scales + tile.matrix * tiles.rows + tile.row0 + row,
-                          peak.bits);
+            for (int e = 0; e < GROUP_ELEMENTS; e++)
+                most[e] = max(most[e], bits[e]);
+            if (tiles.to_span == SPAN_ROW)
+                rows_peak<P>(unit, of_rows + down * CAST_TILE_SIDE);
         }
-        tile = tile_at<EXPERTS>(tiles, tile.matrix, tile.row0 + CAST_TILE_SIDE, tile.column0);
+        peaks_put(&peaks, most);
+        __syncthreads();
+        const int column = (int)threadIdx.x;
+        if (whole_columns && column < tile.columns)
+            atomicMax(of_columns + tile.column0 + column,
+                      peaks_get(peaks, column, 0, CAST_TILE_SIDE));
     }
-    peaks_put(&peaks, most);
+    if (tiles.to_span != SPAN_ROW)
+        return;
     __syncthreads();
-    const int column = (int)threadIdx.x;
-    if (column < tile.columns && tiles.transposed_span == SPAN_ROW)
-        atomicMax((uint32_t *)tiles.transposed.scales + owner * tiles.columns + tile.column0 +
-                      column,
-                  peaks_get(peaks, column, 0, CAST_TILE_SIDE));
+    uint32_t *scales = (uint32_t *)tiles.to.scales + matrix * (int64_t)tiles.rows;
+    for (int row = (int)threadIdx.x; row < min(ROWS, tiles.rows - row0); row += CAST_THREADS)
+        atomicMax(scales + row0 + row, of_rows[row]);
 }
 
 // ---- the cast as it lies ----
@@ -323,48 +355,70 @@ __device__ __forceinline__ void tile_groups(const CastTiles &tiles, const Tile &
                                      left_blocks - i, index});
 }
 
-// most: no value of the thread has a larger magnitude.
+// Scale and multiplier of a tile's rows, of those that share one the same.
+struct TileRows {
+    float2 of[CAST_TILE_SIDE];
+};
+
+// Shared out over a tile's second 128 threads, where a scale spans rows or more. square: no value
+// of the tile has a larger magnitude. Whether the quick arithmetic has them.
+template <typename Kind>
+__device__ __forceinline__ bool tile_rows(const CastTiles &tiles, const Tile &tile, uint32_t square,
+                                          TileRows *rows)
+{
+    const int row = (int)threadIdx.x - CAST_TILE_SIDE;
+    if (tiles.to_span == SPAN_GROUP || row < 0 || row >= tile.rows)
+        return true;
+    const CastWork &work = tiles.to;
+    const QuantContext context = cast_context<Kind>(work, tile.matrix);
+    const QuantStatistics statistics = Peak<false, DTYPE_F32>{square}.statistics();
+    const float *scales = (const float *)work.scales;
+    if (tiles.to_span == SPAN_ROW)
+        scales += tile.matrix * tiles.rows + tile.row0 + row;
+    QuantBlock block = tiles.to_span == SPAN_SQUARE ? cast_choose(&context, statistics)
+                                                    : block_of_scale(context, *scales);
+    if (tiles.to_span == SPAN_SQUARE && row == 0)
+        block_store<Kind>(
+            work, {tile.matrix, tile.row0 / CAST_TILE_SIDE, tile.column0 / CAST_TILE_SIDE, true},
+            block);
+    cast_quick_ready(&context, &block, statistics.amax);
+    rows->of[row] = make_float2(block.scale, block.multiplier);
+    return cast_quick_fits(&context, &block, statistics.amax);
+}
+
 template <typename Kind, typename Element>
 __device__ __forceinline__ void tile_forward(const CastTiles &tiles, const Tile &tile,
-                                             uint32_t square, uint32_t most,
+                                             const TileRows &rows, bool quick,
                                              const Group<Element> (&unit)[TILE_THREAD_ROWS])
 {
-    typedef Peak<false, Kind::input> P;
     const CastWork &work = tiles.to;
-    const int row = thread_row(), column = thread_column();
+    const int row = thread_row(), column = thread_column(), left = tile.rows - row;
     if (tiles.to_span == SPAN_GROUP) {
         tile_groups<Kind>(tiles, tile, unit);
         return;
     }
-    const QuantContext context = cast_context<Kind>(work, tile.matrix);
-    const float amax = Peak<false, DTYPE_F32>{most}.statistics().amax;
-    QuantBlock block = {0, 0, 0, 0, 0};
-    if (tiles.to_span == SPAN_SQUARE)
-        block = cast_choose(&context, P{square}.statistics());
-    else if (tiles.to_span == SPAN_WHOLE)
-        block = block_of_scale(context, *(const float *)work.scales);
-    if (tiles.to_span == SPAN_SQUARE && threadIdx.x == 0)
-        block_store<Kind>(
-            work, {tile.matrix, tile.row0 / CAST_TILE_SIDE, tile.column0 / CAST_TILE_SIDE, true},
-            block);
     if (column >= tile.columns)
         return;
-    const int64_t first_row = tile.matrix * tiles.rows + tile.row0 + row;
-    const int64_t first = first_row * work.columns + tile.column0 + column;
-    const float *scales = (const float *)work.scales + first_row;
+    const QuantContext context = cast_context<Kind>(work, tile.matrix);
+    int64_t element = (tile.matrix * tiles.rows + tile.row0 + row) * (int64_t)tiles.columns +
+                      tile.column0 + column;
+    uint32_t words[2];
+    if (!quick) {
+#pragma unroll 1
+        for (int i = 0; i < TILE_THREAD_ROWS && i < left; i++, element += tiles.columns) {
+            const float2 n = rows.of[row + i];
+            unit_codes_slow<Kind>(context, {n.x, 0, n.y, 0, 0},
+                                  (const Element *)tiles.values + element, words);
+            unit_store<Kind::layout>(work.codes, element, words);
+        }
+        return;
+    }
 #pragma unroll
-    for (int i = 0; i < TILE_THREAD_ROWS; i++) {
-        const int64_t element = first + i * work.columns;
-        if (row + i >= tile.rows)
-            break;
-        if (tiles.to_span == SPAN_ROW)
-            block = block_of_scale(context, scales[i]);
-        uint32_t words[2];
-        if (cast_quick_fits(&context, &block, amax))
-            unit_codes_quick<Kind>(context, block, unit[i], words);
-        else
-            unit_codes_slow<Kind>(context, block, (const Element *)tiles.values + element, words);
-        unit_store<Kind::layout>(work.codes, element, words);
+    for (int i = 0; i < TILE_THREAD_ROWS; i++, element += tiles.columns) {
+        const float2 n = rows.of[row + i];
+        unit_codes_quick<Kind>(context, {n.x, 0, n.y, 0, 0}, unit[i], words);
+        if (i < left)
+            unit_store<Kind::layout>(work.codes, element, words);
     }
 }
 
@@ -525,11 +579,12 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input != DTYPE_BF16 ? 2
     constexpr bool EXPERTS = FORM == TILES_EXPERTS;
     __shared__ TilePeaks peaks;
     __shared__ TileNumbers numbers;
+    __shared__ TileRows rows;
     __shared__ __align__(16) TileCodes codes;
     const Tile tile = tile_number<EXPERTS>(tiles, blockIdx.x);
     if (EXPERTS && tile.rows <= 0)
         return;
-    if (FORM != TILES_BOTH && blockIdx.x + tiles.ahead < gridDim.x)
+    if (blockIdx.x + tiles.ahead < gridDim.x)
         tile_prefetch<EXPERTS, Element>(tiles,
                                         tile_number<EXPERTS>(tiles, blockIdx.x + tiles.ahead));
     Group<Element> unit[TILE_THREAD_ROWS];
@@ -537,18 +592,21 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input != DTYPE_BF16 ? 2
     tile_load<EXPERTS>(tiles, tile, unit);
     columns_peak(unit, bits);
     peaks_put(&peaks, bits);
-    uint32_t most = 0, square = 0;
+    uint32_t square = 0;
+    if (FORM == TILES_BOTH || tiles.transposed_span == SPAN_SQUARE) {
 #pragma unroll
-    for (int e = 0; e < GROUP_ELEMENTS; e++)
-        most = max(most, bits[e]);
-    if (tiles.to_span == SPAN_SQUARE || tiles.transposed_span == SPAN_SQUARE)
-        square = team_peak<P, false>({most}).bits;
+        for (int e = 0; e < GROUP_ELEMENTS; e++)
+            square = max(square, bits[e]);
+        square = team_peak<P, false>({square}).bits;
+    }
     __syncthreads();
-    const bool mine = tile_numbers<Kind, EXPERTS>(tiles, tile, peaks, square, &numbers);
+    bool mine = tile_numbers<Kind, EXPERTS>(tiles, tile, peaks, square, &numbers);
+    if (FORM == TILES_BOTH)
+        mine = tile_rows<Kind>(tiles, tile, square, &rows) && mine;
     const bool quick = !__syncthreads_or(!mine);
     tile_codes<Kind, EXPERTS>(tiles, tile, numbers, quick, unit, &codes);
     if (FORM == TILES_BOTH)
-        tile_forward<Kind>(tiles, tile, square, most, unit);
+        tile_forward<Kind>(tiles, tile, rows, quick, unit);
     __syncthreads();
     tile_out(tiles, tile, codes);
 }
@@ -613,7 +671,7 @@ __device__ __forceinline__ bool strip_tile(const CastTiles &tiles, uint32_t inde
         strip->owner = group_of_row(tiles.experts, row);
         down = group_down(tiles.experts, (int)strip->owner, &first);
     } else {
-        strip->owner = divided(any_row, tiles.by_down);
+        strip->owner = divided(index, tiles.by_matrix);
         if (strip->owner >= tiles.matrices)
             return false;
         first = (uint32_t)strip->owner * down;

@@ -25,12 +25,15 @@ CastSpanKind cast_span_of(const QTensor *q)
     return rule->block_rows == 1 && sized ? SPAN_GROUP : SPAN_NONE;
 }
 
-void cast_tiles_count(CastTiles *tiles, int tile_rows)
+// Cuts the values in what thread blocks have: squares of so many tiles a side.
+static void count_tiles(CastTiles *tiles, int side)
 {
-    tiles->down = (tiles->rows + tile_rows - 1) / tile_rows;
-    tiles->across = (tiles->columns + CAST_TILE_SIDE - 1) / CAST_TILE_SIDE;
-    tiles->by_down = cast_divisor(tiles->down);
+    const int values = side * CAST_TILE_SIDE;
+    tiles->down = (tiles->rows + values - 1) / values;
+    tiles->across = (tiles->columns + values - 1) / values;
+    tiles->by_matrix = cast_divisor((int64_t)tiles->down * tiles->across);
     tiles->by_across = cast_divisor(tiles->across);
+    tiles->by_band = cast_divisor((int64_t)TILE_BAND * tiles->across);
 }
 
 CastTiles cast_tiles_of(const void *values, const QTensor *q, int64_t matrices, int64_t rows,
@@ -41,7 +44,7 @@ CastTiles cast_tiles_of(const void *values, const QTensor *q, int64_t matrices, 
     tiles.values = values;
     tiles.transposed = cast_work_of(values, q);
     const bool fits = kernels && kernels->tiles[TILES_ALONE] && matrices * rows * columns > 0 &&
-                      max(rows, columns) <= INT32_MAX - TILE_MEASURE_ROWS &&
+                      max(rows, columns) <= INT32_MAX - TILE_MEASURE * CAST_TILE_SIDE &&
                       columns % GROUP_ELEMENTS == 0 && cuda_aligned(values) &&
                       cuda_aligned(q->codes);
     if (!fits)
@@ -54,7 +57,7 @@ CastTiles cast_tiles_of(const void *values, const QTensor *q, int64_t matrices, 
     tiles.rows = (int)rows;
     tiles.columns = (int)columns;
     tiles.ahead = (uint32_t)cuda_processors() * TILE_BLOCKS_AT_ONCE;
-    cast_tiles_count(&tiles, CAST_TILE_SIDE);
+    count_tiles(&tiles, 1);
     return tiles;
 }
 
@@ -62,7 +65,7 @@ CastTiles cast_tiles_of(const void *values, const QTensor *q, int64_t matrices, 
 static void measure_rows(const CastTiles *tiles, DType input, Stream stream)
 {
     CastTiles measured = *tiles;
-    cast_tiles_count(&measured, TILE_MEASURE_ROWS);
+    count_tiles(&measured, TILE_MEASURE);
     const CastTilesKernel kernel = input == DTYPE_BF16 ? cast_tiles_measure_kernel<Bf16, false>
                                                        : cast_tiles_measure_kernel<float, false>;
     const CastWork *works[] = {tiles->to_span == SPAN_ROW ? &tiles->to : NULL,
