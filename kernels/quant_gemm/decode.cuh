@@ -20,6 +20,7 @@ enum RowsCode { ROWS_INT4, ROWS_INT4_TILED, ROWS_E2M1, ROWS_INT8, ROWS_E4M3 };
 enum RowsScale {
     ROWS_NO_SCALE,
     ROWS_BF16,       // with bf16 zero points, or none
+    ROWS_BF16_STAGE, // the same, one for all of a row's columns in a stage
     ROWS_BF16_WHOLE, // zero points are whole numbers, in units of codes
     ROWS_F32,
     ROWS_E8M0,
@@ -33,7 +34,7 @@ enum {
 
 static constexpr int rows_scale_bytes(RowsScale scale)
 {
-    return scale == ROWS_F32 ? 4 : scale == ROWS_BF16 || scale == ROWS_BF16_WHOLE ? 2 : 1;
+    return scale == ROWS_F32 ? 4 : scale >= ROWS_BF16 && scale <= ROWS_BF16_WHOLE ? 2 : 1;
 }
 
 template <RowsCode CODE, RowsScale SCALE, int ROW_SETS> struct RowsKind {
@@ -48,7 +49,9 @@ template <RowsCode CODE, RowsScale SCALE, int ROW_SETS> struct RowsKind {
     static constexpr int scale_words = SCALE == ROWS_NO_SCALE         ? 0
                                        : rows_scale_bytes(SCALE) == 2 ? 4
                                                                       : 2;
-    static constexpr int ring_stage = ROWS_CODES_BYTES + scale_words * 4 * WARP_LANES;
+    static constexpr bool quads = SCALE == ROWS_BF16_STAGE; // four lanes share a row's words
+    static constexpr int ring_stage =
+        ROWS_CODES_BYTES + scale_words * 4 * (quads ? WARP_LANES / 4 : WARP_LANES);
     static constexpr int ring_bytes = ROWS_AHEAD * ring_stage;
     static constexpr int subs = SCALE == ROWS_E4M3_SCALE ? 2 : 1; // scales of a chunk
 };
@@ -68,11 +71,12 @@ static __device__ __forceinline__ uint32_t scale_of_word(uint32_t word, int at)
     return K::scale == ROWS_F32 ? word : word >> (at & 2) * 8; // the low half counts
 }
 
-template <typename K> static __device__ __forceinline__ uint32_t zero_of_word(uint32_t word, int at)
+template <typename K>
+static __device__ __forceinline__ uint32_t zero_of_word(uint32_t word, int at, uint32_t mask)
 {
     if (K::scale == ROWS_BF16_WHOLE)
         return (uint32_t)(int8_t)(word >> (at & 3) * 8);
-    return word >> (at & 2) * 8;
+    return word >> (at & 2) * 8 & mask;
 }
 
 // The second level of nvfp4's values. Scales are multiplied by `before`, a power of two that makes
@@ -129,8 +133,7 @@ struct RowsFactors {
 // For half `sub` of a chunk.
 template <typename K>
 static __device__ __forceinline__ RowsFactors factors_of(const RowsLevels &levels,
-                                                         const RowsScales &s, uint32_t zero_mask,
-                                                         int sub)
+                                                         const RowsScales &s, int sub)
 {
     RowsFactors f = {};
     if (K::scale == ROWS_E8M0) { // a power of two: 2^-127 lies below bf16's exponents, 255 is NaN
@@ -147,7 +150,7 @@ static __device__ __forceinline__ RowsFactors factors_of(const RowsLevels &level
         f.shift = 0x43084308u + (K::scale == ROWS_BF16_WHOLE ? s.zero * 0x00010001u : 0u);
         f.shift_4 = K::scale == ROWS_BF16_WHOLE ? ptx_bf16_fma(f.shift, 0xBE80BE80u, 0x42004200u)
                                                 : 0xC000C000u;
-        f.offset = K::scale == ROWS_BF16_WHOLE ? 0u : twice(s.zero & zero_mask);
+        f.offset = K::scale == ROWS_BF16_WHOLE ? 0u : twice(s.zero);
     }
     return f;
 }

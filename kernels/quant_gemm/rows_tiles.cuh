@@ -27,7 +27,6 @@ struct RowsArgs {
     int64_t zero_words;      // bytes from the word of a bf16 scale to that of its zero point
     int zero_skew;           // and from one's place in its word to the other's
     uint32_t zero_mask;      // 0: there are none
-    bool quads;              // a row's scale in a stage is one
     int block_shift;         // columns of b's blocks; 31: one block
     // Bytes of scales from a lane's first to those of a stage:
     // (stage >> far_shift) * far + (stage & near_mask) * near
