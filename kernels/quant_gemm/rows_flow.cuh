@@ -2,7 +2,8 @@
 // multiplies next come by asynchronous copies to its ring of ROWS_AHEAD places in shared memory.
 //
 // Registers would not do: a warp counts its loads by six counters, so that it waits for the newest
-// with the oldest.
+// with the oldest. Copies are of 4 bytes at least: of scales whole words come, and what begins
+// inside one is shifted out when it is used.
 //
 // Source: PTX ISA, cp.async.
 #pragma once
