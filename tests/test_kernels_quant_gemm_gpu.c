@@ -256,6 +256,8 @@ static void few_rows(void **state)
         {2, {7, 2}, 208, 1408},
         {2, {4, 12}, 80, 96},
         {1, {1}, 128, 128},
+        {3, {2, 0, 5}, 131, 160},
+        {3, {1, 9, 2}, 117, 1152},
     };
     sweep(&(Sweep){cases, COUNT_OF(cases), {&bf16, &bf16_to_f32, &bf16_added}, 3, false});
 }
@@ -267,13 +269,17 @@ static void few_rows_of_many_weights(void **state)
     static const char *const names[] = {
         "int4_weight_only", "int4_weight_only:group=32", "int4_tile", "nvfp4_weight_only", "mxfp4",
         "fp8_weight_only",  "int8_weight_only",          "W4A16_ASYM"};
-    static const QuantCase c = {8, {1, 0, 16, 3, 2, 8, 20, 1}, 4848, 256};
+    static const QuantCase cases[] = {{8, {1, 0, 16, 3, 2, 8, 20, 1}, 4848, 256},
+                                      {3, {1, 2, 9}, 3087, 1152}};
     Data data = data_create();
     for (size_t i = 0; i < COUNT_OF(names); i++) {
         Recipe recipe;
         Error error = {0};
         assert_true(recipe_parse(names[i], &recipe, &error));
-        assert_true(run_case(&data, &recipe, &c, &bf16, false));
+        int made = 0;
+        for (size_t j = 0; j < COUNT_OF(cases); j++)
+            made += run_case(&data, &recipe, &cases[j], &bf16, false);
+        assert_true(made > 0);
     }
     data_destroy(&data);
 }

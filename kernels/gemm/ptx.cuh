@@ -61,6 +61,11 @@ static __device__ __forceinline__ void ptx_copy_16(uint32_t to, const void *from
                  : "memory");
 }
 
+static __device__ __forceinline__ void ptx_copy_4(uint32_t to, const void *from)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+
 static __device__ __forceinline__ void ptx_copy_commit(void)
 {
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -70,6 +75,23 @@ static __device__ __forceinline__ void ptx_copy_commit(void)
 template <int PENDING> static __device__ __forceinline__ void ptx_copy_wait(void)
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+static __device__ __forceinline__ uint4 ptx_load_16(uint32_t from)
+{
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(from)
+                 : "memory");
+    return x;
+}
+
+static __device__ __forceinline__ uint2 ptx_load_8(uint32_t from)
+{
+    uint2 x;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(from) : "memory");
+    return x;
 }
 
 static __device__ __forceinline__ void ptx_store_zeros(uint32_t to)

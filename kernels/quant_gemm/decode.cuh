@@ -6,8 +6,9 @@
 //   4 bits   a word gives (0, 4), (1, 5), (2, 6), (3, 7), shifted by 0, 4, 8, 12
 //   8 bits   a word gives (0, 1), (2, 3)
 //
-// int4 becomes 128 + code + 8 by two logical operations, e2m1 2^-126 of its value; scales and
-// offsets follow in bf16 pairs, rounded once, or in f32.
+// int4 becomes 128 + code + 8 where it ends its half of the word, and 2^-129 (code + 8) four bits
+// up, since bf16's smallest exponent and the one below have the same steps; e2m1 2^-126 of its
+// value. Scales and offsets follow in bf16 pairs, rounded once, or in f32.
 //
 // Source: the trick with 128 + code is FasterTransformer's (interleaved_numeric_conversion.h).
 #pragma once
@@ -19,15 +20,21 @@ enum RowsCode { ROWS_INT4, ROWS_INT4_TILED, ROWS_E2M1, ROWS_INT8, ROWS_E4M3 };
 enum RowsScale {
     ROWS_NO_SCALE,
     ROWS_BF16,       // with bf16 zero points, or none
+    ROWS_BF16_STAGE, // the same, one for all of a row's columns in a stage
     ROWS_BF16_WHOLE, // zero points are whole numbers, in units of codes
     ROWS_F32,
     ROWS_E8M0,
     ROWS_E4M3_SCALE
 };
 
+enum {
+    ROWS_AHEAD = 4,          // stages of a warp on their way
+    ROWS_CODES_BYTES = 1024, // of a stage of a warp
+};
+
 static constexpr int rows_scale_bytes(RowsScale scale)
 {
-    return scale == ROWS_F32 ? 4 : scale == ROWS_BF16 || scale == ROWS_BF16_WHOLE ? 2 : 1;
+    return scale == ROWS_F32 ? 4 : scale >= ROWS_BF16 && scale <= ROWS_BF16_WHOLE ? 2 : 1;
 }
 
 template <RowsCode CODE, RowsScale SCALE, int ROW_SETS> struct RowsKind {
@@ -37,9 +44,16 @@ template <RowsCode CODE, RowsScale SCALE, int ROW_SETS> struct RowsKind {
     static constexpr int scale_bytes = rows_scale_bytes(SCALE);
     static constexpr bool four_bits = CODE <= ROWS_E2M1;
     static constexpr int chunk = four_bits ? 32 : 16, stage = 4 * chunk; // columns
-    static constexpr int ahead = SCALE == ROWS_NO_SCALE ? 4 : 3;         // stages in flight
     static constexpr int stage_words = stage / 2;                        // of a row of a
-    static constexpr int subs = SCALE == ROWS_E4M3_SCALE ? 2 : 1;        // scales of a chunk
+    // In shared memory, of a warp: codes of 16 rows and a lane's words with scales and zero points.
+    static constexpr int scale_words = SCALE == ROWS_NO_SCALE         ? 0
+                                       : rows_scale_bytes(SCALE) == 2 ? 4
+                                                                      : 2;
+    static constexpr bool quads = SCALE == ROWS_BF16_STAGE; // four lanes share a row's words
+    static constexpr int ring_stage =
+        ROWS_CODES_BYTES + scale_words * 4 * (quads ? WARP_LANES / 4 : WARP_LANES);
+    static constexpr int ring_bytes = ROWS_AHEAD * ring_stage;
+    static constexpr int subs = SCALE == ROWS_E4M3_SCALE ? 2 : 1; // scales of a chunk
 };
 
 // Scales and zero points of a chunk, as loaded: they wait in registers.
@@ -47,6 +61,23 @@ struct RowsScales {
     uint32_t scale; // bits: bf16, f32, a byte, or two e4m3 bytes
     uint32_t zero;  // bits of bf16, or a whole number
 };
+
+// What lies `at` bytes from some word on, in the word that it lies in.
+template <typename K>
+static __device__ __forceinline__ uint32_t scale_of_word(uint32_t word, int at)
+{
+    if (K::scale == ROWS_E8M0)
+        return word >> (at & 3) * 8 & 0xFF;
+    return K::scale == ROWS_F32 ? word : word >> (at & 2) * 8; // the low half counts
+}
+
+template <typename K>
+static __device__ __forceinline__ uint32_t zero_of_word(uint32_t word, int at, uint32_t mask)
+{
+    if (K::scale == ROWS_BF16_WHOLE)
+        return (uint32_t)(int8_t)(word >> (at & 3) * 8);
+    return word >> (at & 2) * 8 & mask;
+}
 
 // The second level of nvfp4's values. Scales are multiplied by `before`, a power of two that makes
 // up for e2m1's 2^-126 (below) as far as the largest scale allows, and sums by `after`.
@@ -95,15 +126,14 @@ static __device__ __forceinline__ RowsLevels levels_of(const QuantView &v, int m
 
 // 4 bits: what codes are combined with, in pairs.
 struct RowsFactors {
-    uint32_t high, low;     // scale; e2m1: what its bf16 leaves of it
-    uint32_t shift, offset; // int4
+    uint32_t high, low;              // scale; e2m1: what its bf16 leaves of it; int4: 4 times it
+    uint32_t shift, shift_4, offset; // int4: what is taken from 128 + code; -1/4 of its rest
 };
 
 // For half `sub` of a chunk.
 template <typename K>
 static __device__ __forceinline__ RowsFactors factors_of(const RowsLevels &levels,
-                                                         const RowsScales &s, uint32_t zero_mask,
-                                                         int sub)
+                                                         const RowsScales &s, int sub)
 {
     RowsFactors f = {};
     if (K::scale == ROWS_E8M0) { // a power of two: 2^-127 lies below bf16's exponents, 255 is NaN
@@ -116,8 +146,11 @@ static __device__ __forceinline__ RowsFactors factors_of(const RowsLevels &level
         f.low = pair_of(rest, rest);
     } else { // from 128 to 255 a step of bf16 is 1
         f.high = twice(s.scale);
+        f.low = ptx_bf16_multiply(f.high, 0x40804080u);
         f.shift = 0x43084308u + (K::scale == ROWS_BF16_WHOLE ? s.zero * 0x00010001u : 0u);
-        f.offset = K::scale == ROWS_BF16_WHOLE ? 0u : twice(s.zero & zero_mask);
+        f.shift_4 = K::scale == ROWS_BF16_WHOLE ? ptx_bf16_fma(f.shift, 0xBE80BE80u, 0x42004200u)
+                                                : 0xC000C000u;
+        f.offset = K::scale == ROWS_BF16_WHOLE ? 0u : twice(s.zero);
     }
     return f;
 }
@@ -130,25 +163,39 @@ static __device__ __forceinline__ uint32_t lop3_and_xor(uint32_t x, uint32_t y, 
     return result;
 }
 
+template <typename K>
+static __device__ __forceinline__ void decode_e2m1(uint32_t word, const RowsFactors &f,
+                                                   uint32_t (&pair)[4])
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint32_t sign = i < 3 ? word << (12 - 4 * i) : word;
+        const uint32_t rest = (i < 2 ? word << (6 - 4 * i) : word >> (4 * i - 6)) & 0x01C001C0u;
+        const uint32_t tiny = (sign & 0x80008000u) | rest; // 2^-126 of the code
+        pair[i] = K::scale == ROWS_E8M0
+                      ? ptx_bf16_multiply(ptx_bf16_multiply(tiny, 0x7E807E80u), f.high)
+                      : ptx_bf16_fma(tiny, f.high, ptx_bf16_multiply(tiny, f.low));
+    }
+}
+
 // Four pairs of a word of 4-bit codes.
 template <typename K>
 static __device__ __forceinline__ void decode_four_bits(uint32_t word, const RowsFactors &f,
                                                         uint32_t (&pair)[4])
 {
+    if constexpr (K::code == ROWS_E2M1) {
+        decode_e2m1<K>(word, f, pair);
+        return;
+    }
+    // Tiled codes have the 8 that signed ones get from bit 3.
+    constexpr uint32_t EIGHT = K::code == ROWS_INT4 ? 8 : 0;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (K::code == ROWS_E2M1) {
-            const uint32_t sign = i < 3 ? word << (12 - 4 * i) : word;
-            const uint32_t rest = (i < 2 ? word << (6 - 4 * i) : word >> (4 * i - 6)) & 0x01C001C0u;
-            const uint32_t tiny = (sign & 0x80008000u) | rest; // 2^-126 of the code
-            pair[i] = K::scale == ROWS_E8M0
-                          ? ptx_bf16_multiply(ptx_bf16_multiply(tiny, 0x7E807E80u), f.high)
-                          : ptx_bf16_fma(tiny, f.high, ptx_bf16_multiply(tiny, f.low));
-        } else { // 128 + code + 8; tiled codes have the 8, two's complement gets it from bit 3
-            const uint32_t above = lop3_and_xor(word >> 4 * i, 0x000F000Fu,
-                                                K::code == ROWS_INT4 ? 0x43084308u : 0x43004300u);
-            pair[i] = ptx_bf16_fma(ptx_bf16_subtract(above, f.shift), f.high, f.offset);
-        }
+    for (int i = 0; i < 4; i += 2, word >>= 8) {
+        const uint32_t above = lop3_and_xor(word, 0x000F000Fu, 0x43004300u + EIGHT * 0x00010001u);
+        pair[i] = ptx_bf16_fma(ptx_bf16_subtract(above, f.shift), f.high, f.offset);
+        const uint32_t tiny = lop3_and_xor(word, 0x00F000F0u, EIGHT * 0x00100010u);
+        const uint32_t quarter = ptx_bf16_fma(tiny, 0x7F007F00u, f.shift_4);
+        pair[i + 1] = ptx_bf16_fma(quarter, f.low, f.offset);
     }
 }
 

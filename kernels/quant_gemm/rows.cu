@@ -9,17 +9,18 @@
 // alternate, and rows start 64 bytes apart modulo 128, so that a warp's loads touch every bank as
 // often.
 //
-// A warp has some stages on their way to registers, also while it finishes a tile: those of
-// the next. Eight warps share a block; where there are few rows of b, `slices` of them share 16
-// rows, one taking every slices-th stage; where rows of a are long or rows of b few, the blocks of
-// a cluster have a part of k each. Slices and parts are added up in ascending order, through shared
-// memory. A block goes through neighbouring tiles, so that it seldom needs other rows of a. Limited
-// by memory; the issue slots come next, with some three instructions for a 4-bit code.
+// Stages come through shared memory, four on their way (quant_gemm/rows_flow.cuh); those of the
+// next tile set out before this one is stored. Eight warps share a block; where there are few rows
+// of b, `slices` of them share 16 rows, one taking every slices-th stage; where rows of a are long
+// or rows of b few, the blocks of a cluster have a part of k each. Slices and parts are added up in
+// ascending order, through shared memory. A block goes through neighbouring tiles, so that it
+// seldom needs other rows of a. Limited by memory; the issue slots come next: of int4 a lane's 64
+// codes of a stage take 185 instructions, 104 of them to make bf16 of codes.
 //
 // Source: PTX ISA, mma.m16n8k16.
 #include "kernels/quant_gemm/rows.cuh"
 
-#include "kernels/quant_gemm/rows_tiles.cuh"
+#include "kernels/quant_gemm/rows_flow.cuh"
 
 // ---- rows of a ----
 
@@ -94,134 +95,12 @@ static __device__ __forceinline__ void stage_rows(const RowsArgs &args, const Ro
         }
 }
 
-// ---- codes of b ----
-
-template <typename K> struct RowsChunk {
-    uint4 codes;
-    RowsScales scales;
-};
-
-// A lane's chunks of rows g and g + 8 of a tile, as they come.
-template <typename K> struct RowsFlow {
-    const uint8_t *codes, *scales; // of row g, of its first chunk
-    int code_rows, scale_rows;     // bytes from row g to row g + 8
-    int stages; // that have columns for this lane; elsewhere any codes will do: a is 0 there
-    RowsLevels levels;
-    RowsChunk<K> chunk[K::ahead][2];
-};
-
-// In a matrix of scales; block: the first of the lane's.
-static __device__ __forceinline__ int64_t scale_place(const QuantView &v, int64_t row, int block)
-{
-    const int64_t block_row = v.block_rows == 1           ? row
-                              : v.block_rows == INT64_MAX ? 0
-                                                          : row / v.block_rows;
-    const QuantGrid grid = {v.operand.q.scale_layout, v.grid_rows, v.grid_columns};
-    return quant_scale_place(grid, block_row, block);
-}
-
-// Where lane t's first codes of a row lie, and their scales.
-struct RowsLine {
-    const uint8_t *codes, *scales;
-};
-
-template <typename K>
-static __device__ __forceinline__ RowsLine line_of(const RowsArgs &args, int group, int64_t row,
-                                                   int t)
-{
-    const QuantView &v = args.given.work.b;
-    const QTensor &q = v.operand.q;
-    row = min(row, args.given.work.frame.n - 1); // what comes of rows that do not exist is dropped
-    const int64_t all_row = group * v.matrix_rows + row;
-    int64_t at = all_row * v.code_columns / (K::four_bits ? 2 : 1) + t * 16;
-    if (K::code == ROWS_INT4_TILED)
-        at = (all_row / CODE_TILE_ROWS * (v.code_columns / CODE_TILE_COLUMNS) * 32 +
-              row % CODE_TILE_ROWS * 4 + t) *
-             16;
-    RowsLine line = {(const uint8_t *)q.codes + at, (const uint8_t *)q.scales};
-    if (K::scale != ROWS_NO_SCALE)
-        line.scales +=
-            (group * v.scale_matrix + scale_place(v, row, t * K::chunk >> args.block_shift)) *
-            K::scale_bytes;
-    return line;
-}
-
-template <typename K>
-static __device__ __forceinline__ RowsScales load_scales(const RowsArgs &args, const uint8_t *at)
-{
-    RowsScales s = {};
-    if (K::scale == ROWS_BF16) {
-        s.scale = __ldg((const uint16_t *)at);
-        s.zero = __ldg((const uint16_t *)(at + args.zero_distance));
-    } else if (K::scale == ROWS_BF16_WHOLE) {
-        const QTensor &q = args.given.work.b.operand.q;
-        const int64_t index = (at - (const uint8_t *)q.scales) / 2;
-        s.scale = __ldg((const uint16_t *)at);
-        s.zero = (uint32_t)(int32_t)__ldg((const int8_t *)q.zeros + index);
-    } else if (K::scale == ROWS_F32) {
-        s.scale = __ldg((const uint32_t *)at);
-    } else if (K::scale == ROWS_E4M3_SCALE) { // of 16 columns each
-        s.scale = __ldg((const uint16_t *)at);
-    } else if (K::scale == ROWS_E8M0) {
-        s.scale = __ldg(at);
-    }
-    return s;
-}
-
-// Codes are read once: they leave no trace in the L1.
-static __device__ __forceinline__ uint4 load_codes(const uint8_t *from)
-{
-    uint4 x;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "l"(from));
-    return x;
-}
-
-template <typename K>
-static __device__ __forceinline__ void load_chunks(const RowsArgs &args, const RowsFlow<K> &flow,
-                                                   int stage, RowsChunk<K> (&chunk)[2])
-{
-    constexpr int STEP = K::code == ROWS_INT4_TILED ? 32 * 16 : ROWS_STAGE_BYTES;
-    const int at = stage < flow.stages ? stage : 0;
-    const int scale_at = (at >> args.far_shift) * args.far + (at & args.near_mask) * args.near;
-    const uint8_t *codes = flow.codes + at * STEP, *scales = flow.scales + scale_at;
-    chunk[0].codes = load_codes(codes);
-    chunk[1].codes = load_codes(codes + flow.code_rows);
-    chunk[0].scales = load_scales<K>(args, scales);
-    chunk[1].scales = load_scales<K>(args, scales + flow.scale_rows);
-}
-
-// The first stages of a tile set out.
-template <typename K>
-static __device__ __forceinline__ void flow_begin(const RowsArgs &args, const RowsShare &share,
-                                                  int group, int64_t first_n, RowsFlow<K> *flow)
-{
-    const int64_t k = args.given.work.frame.k, first_column = lane_index() % 4 * K::chunk;
-    flow->stages = K::code == ROWS_INT4_TILED // padded to whole stages
-                       ? args.stages
-                       : (int)max((k - first_column + K::stage - 1) / K::stage, (int64_t)0);
-    const int64_t row = first_n + lane_index() / 4;
-    const int t = flow->stages > 0 ? lane_index() % 4 : 0;
-    const RowsLine line = line_of<K>(args, group, row, t);
-    const RowsLine line_8 = line_of<K>(args, group, row + 8, t);
-    flow->codes = line.codes;
-    flow->scales = line.scales;
-    flow->code_rows = (int)(line_8.codes - line.codes);
-    flow->scale_rows = (int)(line_8.scales - line.scales);
-    flow->levels = levels_of(args.given.work.b, group);
-#pragma unroll
-    for (int i = 0; i < K::ahead; i++)
-        if (share.first + i * args.slices < share.end)
-            load_chunks<K>(args, *flow, share.first + i * args.slices, flow->chunk[i]);
-}
-
 // ---- a tile ----
 
 // One stage of rows g and g + 8 of b with the rows of a; line: of row g, at the stage.
 template <typename K, int SETS>
 static __device__ __forceinline__ void
-multiply_stage(const RowsArgs &args, const RowsChunk<K> (&chunk)[2], const RowsLevels &levels,
+multiply_stage(const RowsArgs &args, const RowsChunks<K> &chunks, const RowsLevels &levels,
                const uint32_t *line, float (&sum)[K::row_sets][4])
 {
     constexpr int PIECES = K::chunk / 8;
@@ -231,16 +110,16 @@ multiply_stage(const RowsArgs &args, const RowsChunk<K> (&chunk)[2], const RowsL
         uint32_t x[2][4]; // four pairs of each row of b
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const RowsScales &s = chunk[r].scales;
+            const RowsScales &s = chunks.scales[r];
             if constexpr (K::four_bits) {
                 if (piece % (PIECES / K::subs) == 0)
-                    factors[r] = factors_of<K>(levels, s, args.zero_mask, piece * K::subs / PIECES);
-                decode_four_bits<K>(word_of(chunk[r].codes, piece), factors[r], x[r]);
+                    factors[r] = factors_of<K>(levels, s, piece * K::subs / PIECES);
+                decode_four_bits<K>(word_of(chunks.codes[r], piece), factors[r], x[r]);
             } else {
                 const float scale = byte_scale<K>(s), zero = byte_zero<K>(s);
                 uint32_t low[2], high[2];
-                decode_bytes<K>(word_of(chunk[r].codes, 2 * piece), scale, zero, low);
-                decode_bytes<K>(word_of(chunk[r].codes, 2 * piece + 1), scale, zero, high);
+                decode_bytes<K>(word_of(chunks.codes[r], 2 * piece), scale, zero, low);
+                decode_bytes<K>(word_of(chunks.codes[r], 2 * piece + 1), scale, zero, high);
                 x[r][0] = low[0], x[r][1] = low[1], x[r][2] = high[0], x[r][3] = high[1];
             }
         }
@@ -255,22 +134,30 @@ multiply_stage(const RowsArgs &args, const RowsChunk<K> (&chunk)[2], const RowsL
 
 template <typename K, int SETS>
 static __device__ __forceinline__ void multiply_tile(const RowsArgs &args, const RowsShare &share,
-                                                     const uint32_t *lines, RowsFlow<K> *flow,
-                                                     float (&sum)[K::row_sets][4])
+                                                     const uint32_t *lines, const RowsFlow &flow,
+                                                     uint32_t ring, float (&sum)[K::row_sets][4])
 {
-    const uint32_t *line = lines + lane_index() / 4 * args.line_words + lane_index() % 4 * 4;
-    const int part_first = share.part * args.part_stages;
-    for (int first = share.first; first < share.end; first += args.slices * K::ahead)
-#pragma unroll
-        for (int i = 0; i < K::ahead; i++) {
-            const int stage = first + i * args.slices, next = stage + K::ahead * args.slices;
-            if (stage >= share.end)
-                break;
-            multiply_stage<K, SETS>(args, flow->chunk[i], flow->levels,
-                                    line + (stage - part_first) * K::stage_words, sum);
-            if (next < share.end)
-                load_chunks<K>(args, *flow, next, flow->chunk[i]);
-        }
+    const uint32_t *line = lines + lane_index() / 4 * args.line_words + lane_index() % 4 * 4 +
+                           (share.first - share.part * args.part_stages) * K::stage_words;
+    RowsSlot slot = slot_of<K>(ring);
+    const uint32_t end = slot.codes + K::ring_bytes;
+#pragma unroll 1
+    for (int stage = share.first; stage < share.end; stage += args.slices) {
+        ptx_copy_wait<ROWS_AHEAD - 1>();
+        __syncwarp();
+        const RowsChunks<K> chunks = read_stage<K>(args, flow, stage, slot);
+        multiply_stage<K, SETS>(args, chunks, flow.levels, line, sum);
+        __syncwarp();
+        const int next = stage + ROWS_AHEAD * args.slices;
+        if (next < share.end)
+            load_stage<K>(args, flow, next, slot);
+        ptx_copy_commit();
+        slot.codes += K::ring_stage;
+        slot.words += K::ring_stage;
+        if (slot.codes == end)
+            slot.codes -= K::ring_bytes, slot.words -= K::ring_bytes;
+        line += args.slices * K::stage_words;
+    }
 }
 
 // ---- out of a tile ----
@@ -338,8 +225,9 @@ template <typename K>
 __global__ void __launch_bounds__(ROWS_THREADS, 2)
     quant_rows_kernel(const __grid_constant__ RowsArgs args)
 {
-    extern __shared__ __align__(16) uint32_t lines[];
+    extern __shared__ __align__(16) uint8_t shared[];
     constexpr int ROWS_MAX = 8 * K::row_sets, SUMS = ROWS_WARPS * K::row_sets * WARP_LANES * 4;
+    uint32_t *lines = (uint32_t *)(shared + ROWS_WARPS * K::ring_bytes);
     float *sums = (float *)(lines + ROWS_MAX * args.line_words); // [2][SUMS], taken in turn
     const GroupedGemm &g = args.given.work.frame;
     const int warp = threadIdx.x / WARP_LANES, tiles = ROWS_WARPS / args.slices;
@@ -349,12 +237,13 @@ __global__ void __launch_bounds__(ROWS_THREADS, 2)
     const int end = (int)(all * (cluster + 1) / clusters);
     int index = (int)(all * cluster / clusters);
     int staged_row = -1;
-    RowsFlow<K> flow;
+    RowsFlow flow;
+    const uint32_t ring = ptx_shared_address(shared + warp * K::ring_bytes);
     RowsPlace p = {};
     if (index < end) {
         p = place_of(args, ROWS_MAX, index);
         flow_begin<K>(args, share, p.group,
-                      ((int64_t)p.set * tiles + warp / args.slices) * ROWS_TILE, &flow);
+                      ((int64_t)p.set * tiles + warp / args.slices) * ROWS_TILE, ring, &flow);
     }
     for (int turn = 0; index < end; turn ^= 1) {
         if (p.first_row != staged_row) {
@@ -365,9 +254,9 @@ __global__ void __launch_bounds__(ROWS_THREADS, 2)
         }
         float sum[K::row_sets][4] = {};
         if (K::row_sets == 1 || p.rows <= 8)
-            multiply_tile<K, 1>(args, share, lines, &flow, sum);
+            multiply_tile<K, 1>(args, share, lines, flow, ring, sum);
         else
-            multiply_tile<K, K::row_sets>(args, share, lines, &flow, sum);
+            multiply_tile<K, K::row_sets>(args, share, lines, flow, ring, sum);
         if (K::scale == ROWS_E4M3_SCALE)
 #pragma unroll
             for (int i = 0; i < 4 * K::row_sets; i++)
@@ -376,7 +265,7 @@ __global__ void __launch_bounds__(ROWS_THREADS, 2)
         if (++index < end) {
             p = next_place(args, ROWS_MAX, index, p);
             flow_begin<K>(args, share, p.group,
-                          ((int64_t)p.set * tiles + warp / args.slices) * ROWS_TILE, &flow);
+                          ((int64_t)p.set * tiles + warp / args.slices) * ROWS_TILE, ring, &flow);
         }
         if (args.slices * args.parts > 1) {
             add_slices<K>(args, done, share.part, sums + turn * SUMS, sum);
@@ -398,23 +287,23 @@ typedef void (*RowsKernel)(RowsArgs);
 typedef struct RowsRow {
     RowsCode code;
     RowsScale scale;
-    RowsKernel kernel[2]; // for 8 and for 16 rows
-    int stage;
+    RowsKernel kernel[2];  // for 8 and for 16 rows
+    int stage, ring_bytes; // columns; of a block
 } RowsRow;
 #define ROWS_ROW(code, scale)                                                                      \
     {                                                                                              \
         code, scale,                                                                               \
             {quant_rows_kernel<RowsKind<code, scale, 1>>,                                          \
              quant_rows_kernel<RowsKind<code, scale, 2>>},                                         \
-            RowsKind<code, scale, 1>::stage                                                        \
+            RowsKind<code, scale, 1>::stage, ROWS_WARPS *RowsKind<code, scale, 1>::ring_bytes      \
     }
 static const RowsRow rows_table[] = {
-    ROWS_ROW(ROWS_INT4, ROWS_BF16),       ROWS_ROW(ROWS_INT4_TILED, ROWS_BF16),
-    ROWS_ROW(ROWS_E2M1, ROWS_E8M0),       ROWS_ROW(ROWS_E2M1, ROWS_E4M3_SCALE),
-    ROWS_ROW(ROWS_INT8, ROWS_NO_SCALE),   ROWS_ROW(ROWS_INT8, ROWS_BF16),
-    ROWS_ROW(ROWS_E4M3, ROWS_F32),        ROWS_ROW(ROWS_E4M3, ROWS_E8M0),
-    ROWS_ROW(ROWS_E4M3, ROWS_NO_SCALE),   ROWS_ROW(ROWS_INT8, ROWS_BF16_WHOLE),
-    ROWS_ROW(ROWS_INT4, ROWS_BF16_WHOLE),
+    ROWS_ROW(ROWS_INT4, ROWS_BF16_STAGE), ROWS_ROW(ROWS_INT4_TILED, ROWS_BF16_STAGE),
+    ROWS_ROW(ROWS_INT4, ROWS_BF16),       ROWS_ROW(ROWS_E2M1, ROWS_E8M0),
+    ROWS_ROW(ROWS_E2M1, ROWS_E4M3_SCALE), ROWS_ROW(ROWS_INT8, ROWS_NO_SCALE),
+    ROWS_ROW(ROWS_INT8, ROWS_BF16),       ROWS_ROW(ROWS_E4M3, ROWS_F32),
+    ROWS_ROW(ROWS_E4M3, ROWS_E8M0),       ROWS_ROW(ROWS_E4M3, ROWS_NO_SCALE),
+    ROWS_ROW(ROWS_INT8, ROWS_BF16_WHOLE), ROWS_ROW(ROWS_INT4, ROWS_BF16_WHOLE),
 };
 
 static bool power_of_two(int64_t value)
@@ -449,11 +338,16 @@ static const RowsRow *row_of(const QuantRows *args)
             return NULL;
         scale = ROWS_BF16_WHOLE;
     }
+    if (scale == ROWS_BF16 && (pairs || tiled) && b->block_columns >= 128)
+        scale = ROWS_BF16_STAGE;
     const int least = scale == ROWS_E4M3_SCALE                 ? 16
                       : tiled                                  ? 128
                       : code == ROWS_INT8 || code == ROWS_E4M3 ? 16
                                                                : 32;
     const int most = scale == ROWS_E4M3_SCALE ? 16 : INT32_MAX; // a chunk has two scales
+    const bool words = b->block_rows == 1 || scale == ROWS_F32; // 8 rows on, as far into a word
+    if (scaled && scale != ROWS_NO_SCALE && (!words || (uintptr_t)q->zeros % 4 != 0))
+        return NULL;
     if (scaled && (b->block_columns < least || b->block_columns > most ||
                    (rule->block_columns && !power_of_two(b->block_columns))))
         return NULL;
@@ -496,15 +390,17 @@ static bool plan_scales(const QuantView *b, int stage_columns, RowsScale scale, 
     return blocks >= 2 && bytes == 1 && b->grid_columns < 1 << 20;
 }
 
-// Shared memory with that many parts.
-static int plan_parts(const GroupedGemm *g, int stage_columns, int parts, int row_sets,
+// Shared memory with that many parts; `tiles` times parts are fewer than `warps` if slices share
+// tiles.
+static int plan_parts(int64_t tiles, int64_t warps, const RowsRow *row, int parts, int row_sets,
                       RowsArgs *plan)
 {
     plan->parts = parts;
     plan->part_stages = (plan->stages + parts - 1) / parts;
-    const int64_t line_bytes = (int64_t)plan->part_stages * stage_columns * 2 + ROWS_LINE_EXTRA;
-    const int64_t sums_bytes = 2 * ROWS_WARPS * WARP_LANES * 16;
-    const int64_t bytes = row_sets * (8 * line_bytes + sums_bytes);
+    const bool adds = parts > 1 || tiles < warps;
+    const int64_t line_bytes = (int64_t)plan->part_stages * row->stage * 2 + ROWS_LINE_EXTRA;
+    const int64_t sums_bytes = adds ? 2 * ROWS_WARPS * WARP_LANES * 16 : 0;
+    const int64_t bytes = row->ring_bytes + row_sets * (8 * line_bytes + sums_bytes);
     plan->line_words = (int)(line_bytes / 4);
     return (int)(bytes < INT32_MAX ? bytes : INT32_MAX);
 }
@@ -516,9 +412,11 @@ static RowsArgs plan_of(const QuantRows *args, const RowsRow *row, int *shared_b
     plan.given = *args;
     plan.stages = (int)((g->k + row->stage - 1) / row->stage);
     const QTensor *q = &args->work.b.operand.q;
-    if (row->scale == ROWS_BF16 && q->rule.has_zeros && q->rule.zero_dtype == DTYPE_BF16) {
+    if ((row->scale == ROWS_BF16 || row->scale == ROWS_BF16_STAGE) && q->rule.has_zeros &&
+        q->rule.zero_dtype == DTYPE_BF16) {
         plan.zero_mask = 0xFFFF;
-        plan.zero_distance = q->zeros ? (const uint8_t *)q->zeros - (const uint8_t *)q->scales : 2;
+        plan.zero_words = q->zeros ? (const uint8_t *)q->zeros - (const uint8_t *)q->scales : 0;
+        plan.zero_skew = q->zeros ? 0 : 2;
     }
     // Groups that can have rows, times tiles: as many warps as the GPU runs at once.
     const int64_t rows = g->rows_expected > 0 ? g->rows_expected : g->rows_max;
@@ -527,13 +425,13 @@ static RowsArgs plan_of(const QuantRows *args, const RowsRow *row, int *shared_b
     const int64_t warps = (int64_t)cuda_processors() * 15;
     *row_sets = g->rows_max <= 8 ? 1 : 2;
     int parts = 1;
-    *shared_bytes = plan_parts(g, row->stage, parts, *row_sets, &plan);
+    *shared_bytes = plan_parts(tiles, warps, row, parts, *row_sets, &plan);
     while (parts < ROWS_PARTS_MAX &&
            (*shared_bytes > ROWS_SHARED_HALF ||
             (tiles * ROWS_WARPS * parts * 2 <= warps && plan.part_stages > ROWS_WARPS * 2)))
-        *shared_bytes = plan_parts(g, row->stage, parts *= 2, *row_sets, &plan);
+        *shared_bytes = plan_parts(tiles, warps, row, parts *= 2, *row_sets, &plan);
     if (*shared_bytes > ROWS_SHARED_MAX && *row_sets == 2)
-        *shared_bytes = plan_parts(g, row->stage, parts, *row_sets = 1, &plan);
+        *shared_bytes = plan_parts(tiles, warps, row, parts, *row_sets = 1, &plan);
     plan.slices = 1;
     while (plan.slices < ROWS_WARPS && tiles * plan.slices * parts < warps)
         plan.slices *= 2;

@@ -14,7 +14,7 @@ enum {
     ROWS_STAGE_BYTES = 64, // of a row of b
     ROWS_PARTS_MAX = 8,    // blocks of a cluster
     ROWS_SHARED_MAX = 227 * 1024,
-    ROWS_SHARED_HALF = 110 * 1024, // two blocks on a multiprocessor
+    ROWS_SHARED_HALF = 113 * 1024, // two blocks on a multiprocessor
     ROWS_LINE_EXTRA = 64,          // bytes from one row of a to the next, beyond its terms
 };
 
@@ -24,7 +24,8 @@ struct RowsArgs {
     int stages, part_stages; // of k, and of a part of it
     int line_words;          // from one row of a in shared memory to the next
     int tile_sets;           // of ROWS_WARPS / slices tiles each, in one group
-    int64_t zero_distance;   // bytes from a bf16 scale to its zero point
+    int64_t zero_words;      // bytes from the word of a bf16 scale to that of its zero point
+    int zero_skew;           // and from one's place in its word to the other's
     uint32_t zero_mask;      // 0: there are none
     int block_shift;         // columns of b's blocks; 31: one block
     // Bytes of scales from a lane's first to those of a stage:
