@@ -60,7 +60,7 @@ struct CastTiles {
     int64_t matrices;
     int rows, columns; // of the values
     int down, across;  // tiles of a matrix, or what a thread block has of them
-    CastDivisor by_matrix, by_across, by_band;
+    CastDivisor by_matrix, by_across;
     int group_bits; // log2 of the rows of a tile that a transposed scale spans
     TileExperts experts;
     struct StripMarks *marks; // NULL: scales that span rows are there already
@@ -91,18 +91,14 @@ __device__ __forceinline__ Tile tile_at(const CastTiles &tiles, int64_t matrix, 
             min(tiles.columns - column0, (int)CAST_TILE_SIDE)};
 }
 
-// Tile `index`, in bands: down first, so that what is made of neighbours, scales and codes that
-// share a line of memory, is written at about the same time, as they lie and transposed.
+// Tile `index`, across first.
 template <bool EXPERTS>
 __device__ __forceinline__ Tile tile_number(const CastTiles &tiles, uint32_t index)
 {
-    const uint32_t matrix = divided(index, tiles.by_matrix);
-    const uint32_t within = index - matrix * (uint32_t)(tiles.down * tiles.across);
-    const uint32_t band = divided(within, tiles.by_band) * TILE_BAND;
-    const uint32_t high = min((uint32_t)TILE_BAND, (uint32_t)tiles.down - band);
-    const uint32_t in_band = within - band * (uint32_t)tiles.across;
-    const uint32_t column = high == TILE_BAND ? in_band / TILE_BAND : in_band / high;
-    const uint32_t row = band + in_band - column * high;
+    const uint32_t any_row = divided(index, tiles.by_across);
+    const uint32_t matrix = EXPERTS ? 0 : divided(index, tiles.by_matrix);
+    const uint32_t column = index - any_row * (uint32_t)tiles.across;
+    const uint32_t row = any_row - matrix * (uint32_t)tiles.down;
     return tile_at<EXPERTS>(tiles, matrix, (int)row * CAST_TILE_SIDE, (int)column * CAST_TILE_SIDE);
 }
 
@@ -584,7 +580,7 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input != DTYPE_BF16 ? 2
     const Tile tile = tile_number<EXPERTS>(tiles, blockIdx.x);
     if (EXPERTS && tile.rows <= 0)
         return;
-    if (blockIdx.x + tiles.ahead < gridDim.x)
+    if (FORM != TILES_BOTH && blockIdx.x + tiles.ahead < gridDim.x)
         tile_prefetch<EXPERTS, Element>(tiles,
                                         tile_number<EXPERTS>(tiles, blockIdx.x + tiles.ahead));
     Group<Element> unit[TILE_THREAD_ROWS];

@@ -33,7 +33,6 @@ static void count_tiles(CastTiles *tiles, int side)
     tiles->across = (tiles->columns + values - 1) / values;
     tiles->by_matrix = cast_divisor((int64_t)tiles->down * tiles->across);
     tiles->by_across = cast_divisor(tiles->across);
-    tiles->by_band = cast_divisor((int64_t)TILE_BAND * tiles->across);
 }
 
 CastTiles cast_tiles_of(const void *values, const QTensor *q, int64_t matrices, int64_t rows,
