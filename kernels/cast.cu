@@ -359,7 +359,8 @@ static bool can_gather(const CastWork *work)
     const bool transposed = layout == SCALES_TRANSPOSED && work->rows % CAST_WARPS == 0 &&
                             rule->scale_dtype == DTYPE_BF16 && rule->zero_dtype == DTYPE_BF16 &&
                             work->zeros && cuda_aligned(work->zeros);
-    return (swizzled || transposed) && work->columns % CAST_REACH == 0 &&
+    const bool plain = layout == SCALES_PLAIN && work->all_rows % CAST_WARPS == 0;
+    return (swizzled || transposed || plain) && work->columns % CAST_REACH == 0 &&
            cuda_aligned(work->scales) &&
            layout == cast_gathered(rule->method, rule->code, rule->code_layout, rule->quotient);
 }

@@ -144,6 +144,7 @@ struct FlatPlace {
 // Rows of eight warps, so that their scales lie together, 32 bytes (SWIZZLED: two neighbours of
 // each of the four rows that share 16 bytes) or 16 (TRANSPOSED: neighbours). The scales of the 1024
 // columns are kept in shared memory as they will lie: [columns / 4][32] or [columns][eight rows].
+// PLAIN: stored at once; a warp's row has one second scale.
 struct BandPlace {
     const CastWork &work;
     uint32_t matrix;
@@ -167,13 +168,18 @@ struct BandPlace {
 enum { BAND_BYTES = CAST_REACH / 16 * CAST_WARPS }; // of either
 
 template <typename Kind>
-__device__ __forceinline__ void scale_put(const CastWork &, const BandPlace &where,
+__device__ __forceinline__ void scale_put(const CastWork &work, const BandPlace &where,
                                           const BlockPlace &place, const QuantBlock &block)
 {
     const int column = (int)place.column, warp = (int)threadIdx.x / WARP_LANES;
     if (Kind::gathered == SCALES_SWIZZLED) {
         where.scales[column / 4 * 32 + warp % 2 * 16 + warp / 2 * 4 + column % 4] =
             (uint8_t)block.scale_bits;
+    } else if (Kind::gathered == SCALES_PLAIN) {
+        const int64_t lane_first = lane_index() * GROUP_ELEMENTS; // one sequence of blocks
+        quant_store_bits(work.scales, cast_rule<Kind>(work.context.rule).scale_dtype,
+                         ((where.first - lane_first) >> work.group_bits) + column,
+                         block.scale_bits);
     } else {
         uint16_t *scales = (uint16_t *)where.scales;
         scales[column * CAST_WARPS + warp] = (uint16_t)block.scale_bits;
@@ -218,7 +224,7 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 4 : 
     typedef typename CastElement<Kind::input>::type Element;
     const Element *values = (const Element *)work.values;
     Group<Element> unit[CAST_UNITS];
-    if (Kind::gathered != SCALES_PLAIN && work.gathers) {
+    if (Kind::banded && work.gathers) {
         __shared__ __align__(16) uint8_t gathered[2 * BAND_BYTES];
         const uint32_t warps_across = (uint32_t)work.columns / CAST_REACH;
         const uint32_t band = divided(blockIdx.x, work.by_across);
@@ -232,6 +238,8 @@ __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 4 : 
         for (int u = 0; u < CAST_UNITS; u++)
             unit[u] = unit_load(values + where.first + u * CAST_SPAN);
         units_cast<Kind>(work, values, unit, where);
+        if (Kind::gathered == SCALES_PLAIN)
+            return;
         __syncthreads();
         if (threadIdx.x < WARP_LANES)
             band_store<Kind>(work, matrix, band, across, gathered);

@@ -96,6 +96,7 @@ struct CastKind {
     // Columns of a block; 0: known at run time, 32 or more.
     static constexpr int group = METHOD == QUANT_MX ? 32 : second ? 16 : 0;
     static constexpr ScaleLayout gathered = cast_gathered(METHOD, CODE, LAYOUT, QUOTIENT);
+    static constexpr bool banded = gathered != SCALES_PLAIN || second;
 };
 template <DType INPUT> struct CastElement {
     typedef float type;
@@ -126,7 +127,7 @@ __device__ __forceinline__ QuantContext cast_context(const CastWork &work, int64
     context.rule = cast_rule<Kind>(context.rule);
     context.input = Kind::input;
     if (Kind::second)
-        context.tensor_scale = work.tensor_scales ? work.tensor_scales[matrix] : 1.0f;
+        context.tensor_scale = work.tensor_scales ? __ldg(work.tensor_scales + matrix) : 1.0f;
     return context;
 }
 
