@@ -89,6 +89,8 @@ __device__ __forceinline__ void units_cast(const CastWork &work, const Element *
             scale_put<Kind>(work, where, place, block);
         cast_quick_ready(&context, &block, statistics.amax);
         const bool fits = unit_fits<Kind>(context, block, statistics.amax);
+        if (fits)
+            cast_pairs_ready(&context, &block);
 #pragma unroll
         for (int s = 0; s < sharers; s++) {
             const int u = round * sharers + s;

@@ -10,8 +10,11 @@
 //   rint(x / s)    of two bf16 is a half, or 1 / 510 away from one: so f16(x * (1 / s)), which
 //                  rounds by at most 1 / 512 below 8, is a half where the quotient is one.
 //   e2m1(x * 2^k)  the three lines of cast/quick.h, each one fused step of two bf16.
-//   e2m1(f32(x / s)) with s = f32(e4m3 / G), G a bf16: where x / s is near a tie, x G is that tie
-//                  times an e4m3, exactly; so one correction of the quotient decides as two do.
+//   e2m1(f32(x / s)) with s = f32(e4m3 / G), G a bf16: x / s is a tie, but for what rounding s
+//                  does, or 2^-16 of itself away from one. So x * f32(1 / s) + 16, whose unit
+//                  is 2^-19, is 16 and a tie where it should be. What rounding s did matters then
+//                  only where it takes 7 / 4 and 7 / 2 below themselves, whose even neighbour is
+//                  above; cast_pairs_ready finds such blocks, where no other tie goes up.
 //
 // Whole numbers appear in the low bits of 128 + n or 192 + n (1536 + n in f16), bf16's (f16's) unit
 // there being 1. Compiled as C this is plain C, so that tests without a GPU compare it.
@@ -231,6 +234,17 @@ FORMAT_INLINE bool cast_pairs_fits(const QuantContext *context, const QuantBlock
     }
 }
 
+// What cast_pairs_codes reads of a block that fits.
+FORMAT_INLINE void cast_pairs_ready(const QuantContext *context, QuantBlock *block)
+{
+    if (context->rule.method != QUANT_NVFP4_CT || context->input != DTYPE_BF16)
+        return;
+    const float seven = cast_quick_round(DTYPE_BF16, cast_quick_product(7.0f, block->scale));
+    const float q = cast_quick_quotient(seven, block->scale, block->multiplier);
+    const float less = cast_quick_product(block->multiplier, 1.0f - 0x1p-20f);
+    block->multiplier = q < 7.0f && q >= 7.0f - 0x1p-20f ? less : block->multiplier;
+}
+
 // ---- steps ----
 
 // bf16(x / s) of two bf16.
@@ -308,12 +322,12 @@ FORMAT_INLINE uint32_t cast_pair_e2m1(const QuantBlock *block, uint32_t pair)
 // The code in the low byte, of a magnitude over or times a number of 24 bits, below 7.
 FORMAT_INLINE uint32_t cast_one_e2m1(const QuantRule *rule, const QuantBlock *block, float a)
 {
-    float q = cast_quick_product(a, block->multiplier);
-    if (rule->method == QUANT_NVFP4_CT)
-        q = fmaf(-fmaf(q, block->scale, -a), block->multiplier, q);
-    const uint32_t low = format_f32_bits(fmaf(q, 2.0f, 0x1p23f));
-    const uint32_t middle = format_f32_bits(format_f32_sum(q, 0x1p23f + 2.0f));
-    const uint32_t high = format_f32_bits(fmaf(q, 0.5f, 0x1p23f + 4.0f));
+    const float above = rule->method == QUANT_NVFP4_CT ? 16.0f : 0.0f; // what q is too large by
+    const float q = above != 0.0f ? fmaf(a, block->multiplier, above)
+                                  : cast_quick_product(a, block->multiplier);
+    const uint32_t low = format_f32_bits(fmaf(q, 2.0f, 0x1p23f - 2.0f * above));
+    const uint32_t middle = format_f32_bits(format_f32_sum(q, 0x1p23f + 2.0f - above));
+    const uint32_t high = format_f32_bits(fmaf(q, 0.5f, 0x1p23f + 4.0f - 0.5f * above));
     return cast_quick_least(low, middle, high);
 }
 
