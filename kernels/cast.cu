@@ -352,12 +352,29 @@ void cast_launch_rows(const CastWork *work, const CastKernels *kernels, Stream s
     CHECK_CUDA(cudaGetLastError());
 }
 
+// Whether thread blocks can take eight rows, so that scales are stored 16 bytes at a time.
+static bool can_gather(const CastWork *work)
+{
+    const QuantRule *rule = &work->context.rule;
+    const ScaleLayout layout = work->grid.layout;
+    const bool swizzled = layout == SCALES_SWIZZLED && work->rows % SWIZZLE_ROWS == 0;
+    const bool transposed = layout == SCALES_TRANSPOSED && work->rows % CAST_WARPS == 0 &&
+                            rule->scale_dtype == DTYPE_BF16 && rule->zero_dtype == DTYPE_BF16 &&
+                            work->zeros && cuda_aligned(work->zeros);
+    const bool plain = layout == SCALES_PLAIN && work->all_rows % CAST_WARPS == 0;
+    return (swizzled || transposed || plain) && work->columns % CAST_REACH == 0 &&
+           cuda_aligned(work->scales) &&
+           layout == cast_gathered(rule->method, rule->code, rule->code_layout, rule->quotient);
+}
+
 static void launch_groups(CastWork work, const CastKernels *kernels, Stream stream)
 {
     CastKernel kernel = kernels->groups;
     work.count = work.all_rows * work.padded_columns;
     work.by_grid_columns = cast_divisor(work.grid.columns);
     work.by_rows = cast_divisor(work.rows);
+    work.gathers = can_gather(&work);
+    work.by_across = cast_divisor(work.columns / CAST_REACH);
     int64_t warps = parts(work.count, CAST_REACH);
     if (work.context.rule.code_layout == CODES_TILED) {
         work.by_grid_columns = cast_divisor(work.padded_columns / CAST_SPAN);

@@ -4,7 +4,9 @@
 // Limit: memory bandwidth, and next to it the instructions of an element: memory leaves time for
 // some 20 in bf16, about half of them integer. So bf16 are worked on two at a time (cast/pairs.h),
 // of the lanes that share a group each chooses the scale of another unit, rows are cut into units
-// without a look at where they end, and codes that need more care are made a second time.
+// without a look at where they end, and codes that need more care are made a second time. Scales
+// that do not lie in the order of the values are gathered: 2 or 4 bytes at a time they were a fifth
+// of what the L2 had to do.
 #pragma once
 
 #include "kernels/cast/work.cuh"
@@ -39,7 +41,13 @@ __device__ __forceinline__ void peaks_share(P (&peak)[CAST_UNITS], int lanes)
 
 // Where the units of a lane are is told by an object with there(u), element(u), and block(u), the
 // BlockPlace of the block that unit u is a part of; it is there if any lane has a part of it, since
-// another may have to store its scale.
+// another may have to store its scale, by scale_put.
+template <typename Kind, typename Where>
+__device__ __forceinline__ void scale_put(const CastWork &work, const Where &,
+                                          const BlockPlace &place, const QuantBlock &block)
+{
+    block_store<Kind>(work, place, block);
+}
 
 // What a unit's arithmetic needs of its block, from the lane of its group that chose it.
 template <typename Kind>
@@ -77,21 +85,22 @@ __device__ __forceinline__ void units_cast(const CastWork &work, const Element *
         const QuantContext context = cast_context<Kind>(work, place.matrix);
         const QuantStatistics statistics = peak[round].statistics();
         QuantBlock block = cast_quick_choose(&context, statistics);
-        if (lane % lanes < sharers && place.there)
-            block_store<Kind>(work, place, block);
+        if ((lane & (lanes - 1)) < sharers && place.there)
+            scale_put<Kind>(work, where, place, block);
         cast_quick_ready(&context, &block, statistics.amax);
         const bool fits = unit_fits<Kind>(context, block, statistics.amax);
-        bool again = false;
+        if (fits)
+            cast_pairs_ready(&context, &block);
 #pragma unroll
         for (int s = 0; s < sharers; s++) {
             const int u = round * sharers + s;
             const QuantBlock of = block_from<Kind>(context, block, s, sharers);
             uint32_t words[2];
-            again |= unit_codes<Kind>(context, of, unit[u], words);
+            unit_codes<Kind>(context, of, unit[u], words);
             if (where.there(u))
                 unit_store<Kind::layout>(work.codes, where.element(u), words);
         }
-        if (!__any_sync(WARP_ALL, again || !fits))
+        if (!__any_sync(WARP_ALL, !fits))
             continue;
 #pragma unroll 1
         for (int s = 0; s < sharers; s++) {
@@ -100,7 +109,7 @@ __device__ __forceinline__ void units_cast(const CastWork &work, const Element *
             const bool quick = __shfl_sync(
                 WARP_ALL, cast_quick_fits(&context, &block, statistics.amax), s, sharers);
             const bool fitted = __shfl_sync(WARP_ALL, fits, s, sharers);
-            if ((again || !fitted) && where.there(u))
+            if (!fitted && where.there(u))
                 unit_again<Kind>(work, context, of, quick, values + where.element(u),
                                  where.element(u));
         }
@@ -132,16 +141,114 @@ struct FlatPlace {
     }
 };
 
-// Warp: 1024 elements; lane l has 8 l .. 8 l + 7 of every 256.
+// ---- groups whose scales are gathered ----
+
+// Rows of eight warps, so that their scales lie together, 32 bytes (SWIZZLED: two neighbours of
+// each of the four rows that share 16 bytes) or 16 (TRANSPOSED: neighbours). The scales of the 1024
+// columns are kept in shared memory as they will lie: [columns / 4][32] or [columns][eight rows].
+// PLAIN: stored at once; a warp's row has one second scale.
+struct BandPlace {
+    const CastWork &work;
+    uint32_t matrix;
+    int64_t first;
+    uint8_t *scales; // and zero points
+    __device__ bool there(int) const
+    {
+        return true;
+    }
+    __device__ int64_t element(int u) const
+    {
+        return first + u * CAST_SPAN;
+    }
+    __device__ BlockPlace block(int u) const // column: of the 1024
+    {
+        return {matrix, 0, (lane_index() * GROUP_ELEMENTS + u * CAST_SPAN) >> work.group_bits,
+                true};
+    }
+};
+
+enum { BAND_BYTES = CAST_REACH / 16 * CAST_WARPS }; // of either
+
+template <typename Kind>
+__device__ __forceinline__ void scale_put(const CastWork &work, const BandPlace &where,
+                                          const BlockPlace &place, const QuantBlock &block)
+{
+    const int column = (int)place.column, warp = (int)threadIdx.x / WARP_LANES;
+    if (Kind::gathered == SCALES_SWIZZLED) {
+        where.scales[column / 4 * 32 + warp % 2 * 16 + warp / 2 * 4 + column % 4] =
+            (uint8_t)block.scale_bits;
+    } else if (Kind::gathered == SCALES_PLAIN) {
+        const int64_t lane_first = lane_index() * GROUP_ELEMENTS; // one sequence of blocks
+        quant_store_bits(work.scales, cast_rule<Kind>(work.context.rule).scale_dtype,
+                         ((where.first - lane_first) >> work.group_bits) + column,
+                         block.scale_bits);
+    } else {
+        uint16_t *scales = (uint16_t *)where.scales;
+        scales[column * CAST_WARPS + warp] = (uint16_t)block.scale_bits;
+        scales[BAND_BYTES / 2 + column * CAST_WARPS + warp] = (uint16_t)block.zero_bits;
+    }
+}
+
+// The row of a warp, of all matrices'; `band` numbers the thread blocks' rows.
+template <typename Kind> __device__ __forceinline__ uint32_t band_row(uint32_t band, int warp)
+{
+    if (Kind::gathered != SCALES_SWIZZLED)
+        return band * CAST_WARPS + warp;
+    return band / 16 * SWIZZLE_ROWS + band % 16 * 2 + warp % 2 + warp / 2 * 32;
+}
+
+// Warp 0: the scales of the thread block's rows and 1024 columns, from column `across` * 1024 on.
+template <typename Kind>
+__device__ __forceinline__ void band_store(const CastWork &work, uint32_t matrix, uint32_t band,
+                                           uint32_t across, const uint8_t *gathered)
+{
+    const int columns = CAST_REACH >> work.group_bits, lane = lane_index();
+    if (Kind::gathered == SCALES_SWIZZLED) {
+        const int64_t tile = band / 16 * (uint32_t)work.grid.columns / 4 + across * (columns / 4);
+        uint4 *to = (uint4 *)work.scales + tile * 32 + band % 16 * 2;
+        if (lane < columns / 2)
+            to[lane / 2 * 32 + lane % 2] = ((const uint4 *)gathered)[lane];
+    } else if (lane < columns) {
+        const int64_t row = (int64_t)band * CAST_WARPS - (int64_t)matrix * work.rows;
+        const int64_t index =
+            matrix * work.scale_stride + (across * columns + (uint32_t)lane) * work.rows + row;
+        const uint4 *from = (const uint4 *)gathered + lane;
+        *(uint4 *)((uint16_t *)work.scales + index) = from[0];
+        *(uint4 *)((uint16_t *)work.zeros + index) = from[BAND_BYTES / sizeof(uint4)];
+    }
+}
+
+// Warp: 1024 elements; lane l has 8 l .. 8 l + 7 of every 256. Block: neighbours, or eight rows.
 template <typename Kind>
 __global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 4 : 3)
     cast_groups_kernel(const __grid_constant__ CastWork work)
 {
     typedef typename CastElement<Kind::input>::type Element;
-    const int64_t first = warp_index() * CAST_REACH + lane_index() * GROUP_ELEMENTS;
-    const FlatPlace where = {work, first, (int)min(work.count - first, (int64_t)CAST_REACH)};
     const Element *values = (const Element *)work.values;
     Group<Element> unit[CAST_UNITS];
+    if (Kind::banded && work.gathers) {
+        __shared__ __align__(16) uint8_t gathered[2 * BAND_BYTES];
+        const uint32_t warps_across = (uint32_t)work.columns / CAST_REACH;
+        const uint32_t band = divided(blockIdx.x, work.by_across);
+        const uint32_t across = blockIdx.x - band * warps_across;
+        const uint32_t row = band_row<Kind>(band, (int)threadIdx.x / WARP_LANES);
+        const uint32_t matrix = divided(row, work.by_rows);
+        const BandPlace where = {
+            work, matrix, row * work.columns + across * CAST_REACH + lane_index() * GROUP_ELEMENTS,
+            gathered};
+#pragma unroll
+        for (int u = 0; u < CAST_UNITS; u++)
+            unit[u] = unit_load(values + where.first + u * CAST_SPAN);
+        units_cast<Kind>(work, values, unit, where);
+        if (Kind::gathered == SCALES_PLAIN)
+            return;
+        __syncthreads();
+        if (threadIdx.x < WARP_LANES)
+            band_store<Kind>(work, matrix, band, across, gathered);
+        return;
+    }
+    const int64_t first = warp_index() * CAST_REACH + lane_index() * GROUP_ELEMENTS;
+    const FlatPlace where = {work, first, (int)min(work.count - first, (int64_t)CAST_REACH)};
 #pragma unroll
     for (int u = 0; u < CAST_UNITS; u++) {
         unit_clear(&unit[u]);

@@ -9,11 +9,12 @@
 //                  has an odd ninth bit and x has eight: f32(x * f32(1 / s)) is near enough.
 //   rint(x / s)    of two bf16 is a half, or 1 / 510 away from one: so f16(x * (1 / s)), which
 //                  rounds by at most 1 / 512 below 8, is a half where the quotient is one.
-//   rint(f32((x - z) / s)) of any s: the sum of the product and 128.5 has 16 bits of fraction. Only
-//                  where these are nearly 0 is anything left to ask; cast_pairs_codes says so.
 //   e2m1(x * 2^k)  the three lines of cast/quick.h, each one fused step of two bf16.
-//   e2m1(f32(x / s)) with s = f32(e4m3 / G), G a bf16: where x / s is near a tie, x G is that tie
-//                  times an e4m3, exactly; so one correction of the quotient decides as two do.
+//   e2m1(f32(x / s)) with s = f32(e4m3 / G), G a bf16: x / s is a tie, but for what rounding s
+//                  does, or 2^-16 of itself away from one. So x * f32(1 / s) + 16, whose unit
+//                  is 2^-19, is 16 and a tie where it should be. What rounding s did matters then
+//                  only where it takes 7 / 4 and 7 / 2 below themselves, whose even neighbour is
+//                  above; cast_pairs_ready finds such blocks, where no other tie goes up.
 //
 // Whole numbers appear in the low bits of 128 + n or 192 + n (1536 + n in f16), bf16's (f16's) unit
 // there being 1. Compiled as C this is plain C, so that tests without a GPU compare it.
@@ -233,6 +234,17 @@ FORMAT_INLINE bool cast_pairs_fits(const QuantContext *context, const QuantBlock
     }
 }
 
+// What cast_pairs_codes reads of a block that fits.
+FORMAT_INLINE void cast_pairs_ready(const QuantContext *context, QuantBlock *block)
+{
+    if (context->rule.method != QUANT_NVFP4_CT || context->input != DTYPE_BF16)
+        return;
+    const float seven = cast_quick_round(DTYPE_BF16, cast_quick_product(7.0f, block->scale));
+    const float q = cast_quick_quotient(seven, block->scale, block->multiplier);
+    const float less = cast_quick_product(block->multiplier, 1.0f - 0x1p-20f);
+    block->multiplier = q < 7.0f && q >= 7.0f - 0x1p-20f ? less : block->multiplier;
+}
+
 // ---- steps ----
 
 // bf16(x / s) of two bf16.
@@ -288,11 +300,12 @@ FORMAT_INLINE uint32_t cast_pair_int8(uint32_t q)
 #endif
 }
 
-// 128 + 0.5 + 2^-16 + (x - z) / s as f32 bits: 4300 + code, then the fraction and one unit.
-FORMAT_INLINE uint32_t cast_range_bits(const QuantBlock *block, float x)
+// The low byte: rint(f32((x - z) / s)), 0 .. 15, since z is the least x and s 15th of the range.
+FORMAT_INLINE uint32_t cast_one_range(const QuantBlock *block, float x)
 {
-    return format_f32_bits(
-        fmaf(format_f32_sum(x, -block->zero), block->multiplier, 0x1.01p7f + 0x1p-16f));
+    const float above = format_f32_sum(x, -block->zero);
+    const float q = cast_quick_quotient(above, block->scale, block->multiplier);
+    return format_f32_bits(format_f32_sum(q, CAST_SHIFT));
 }
 
 // Codes of magnitudes of two bf16 under a power of two.
@@ -309,12 +322,12 @@ FORMAT_INLINE uint32_t cast_pair_e2m1(const QuantBlock *block, uint32_t pair)
 // The code in the low byte, of a magnitude over or times a number of 24 bits, below 7.
 FORMAT_INLINE uint32_t cast_one_e2m1(const QuantRule *rule, const QuantBlock *block, float a)
 {
-    float q = cast_quick_product(a, block->multiplier);
-    if (rule->method == QUANT_NVFP4_CT)
-        q = fmaf(-fmaf(q, block->scale, -a), block->multiplier, q);
-    const uint32_t low = format_f32_bits(fmaf(q, 2.0f, 0x1p23f));
-    const uint32_t middle = format_f32_bits(format_f32_sum(q, 0x1p23f + 2.0f));
-    const uint32_t high = format_f32_bits(fmaf(q, 0.5f, 0x1p23f + 4.0f));
+    const float above = rule->method == QUANT_NVFP4_CT ? 16.0f : 0.0f; // what q is too large by
+    const float q = above != 0.0f ? fmaf(a, block->multiplier, above)
+                                  : cast_quick_product(a, block->multiplier);
+    const uint32_t low = format_f32_bits(fmaf(q, 2.0f, 0x1p23f - 2.0f * above));
+    const uint32_t middle = format_f32_bits(format_f32_sum(q, 0x1p23f + 2.0f - above));
+    const uint32_t high = format_f32_bits(fmaf(q, 0.5f, 0x1p23f + 4.0f - 0.5f * above));
     return cast_quick_least(low, middle, high);
 }
 
@@ -354,26 +367,23 @@ FORMAT_INLINE uint32_t cast_pairs_e2m1(const QuantContext *context, const QuantB
     return cast_pairs_word(code[0], code[1]);
 }
 
-// Words as cast_quick_pack has them. Returns whether a code is open to doubt: then they all are to
-// be made by cast/quick.h.
-FORMAT_INLINE bool cast_pairs_codes(const QuantContext *context, const QuantBlock *block,
+// Words as cast_quick_pack has them.
+FORMAT_INLINE void cast_pairs_codes(const QuantContext *context, const QuantBlock *block,
                                     const uint32_t *pair, uint32_t *words)
 {
     const QuantRule *rule = &context->rule;
-    uint32_t code[4], fractions = 0xFFFFFFFFu;
+    uint32_t code[4];
     words[1] = 0;
     if (rule->code == CODE_E2M1) {
         words[0] = cast_pairs_e2m1(context, block, pair);
-        return false;
+        return;
     }
     for (int p = 0; p < 4; p++) {
         if (rule->code == CODE_INT8) {
             code[p] = cast_pair_int8(cast_pair_quotient(block, pair[p]));
         } else if (rule->method == QUANT_RANGE) {
-            const uint32_t even = cast_range_bits(block, cast_pair_even(pair[p]));
-            const uint32_t odd = cast_range_bits(block, cast_pair_uneven(pair[p]));
-            code[p] = cast_bytes(even, odd, 0x7632);
-            fractions = cast_pair_least(fractions, cast_bytes(even, odd, 0x5410));
+            code[p] = cast_bytes(cast_one_range(block, cast_pair_even(pair[p])),
+                                 cast_one_range(block, cast_pair_uneven(pair[p])), 0x5410);
         } else {
             code[p] = cast_pair_int4(context, block, pair[p]);
         }
@@ -384,11 +394,10 @@ FORMAT_INLINE bool cast_pairs_codes(const QuantContext *context, const QuantBloc
         if (rule->code == CODE_INT4) // from 0 .. 15 to -8 .. 7, byte by byte
             for (int i = 0; i < 2; i++)
                 words[i] = ((words[i] | 0x80808080u) - 0x08080808u) ^ 0x80808080u;
-        return false;
+        return;
     }
     words[0] =
         cast_pairs_word(cast_bytes(code[0], code[1], 0x6240), cast_bytes(code[2], code[3], 0x6240));
     if (rule->code_layout == CODES_PAIRS)
         words[0] ^= 0x88888888u;
-    return rule->method == QUANT_RANGE && ((fractions & 0xFFFFu) < 3 || fractions >> 16 < 3);
 }

@@ -53,6 +53,8 @@ struct CastWork {
     // Of groups in a tensor that is one sequence of them:
     int64_t count; // elements; or blocks that thread blocks or warps have one by one
     CastDivisor by_grid_columns, by_rows;
+    bool gathers;          // thread blocks take eight rows, and store scales 16 bytes at a time
+    CastDivisor by_across; // thread blocks that lie beside each other, where they do
     // Of rows of experts (expert_operand.h): NULL, or which are real, and of which values.
     const int32_t *row_map, *rows_total;
     bool mapped;
@@ -65,6 +67,18 @@ __device__ __forceinline__ int64_t work_source(const CastWork &work, int64_t row
         return row;
     const int64_t mapped = row < __ldg(work.rows_total) ? __ldg(work.row_map + row) : -1;
     return mapped < 0 || work.mapped ? mapped : row;
+}
+
+// In which layout, if it has it, a variant's scales are gathered before they are stored; PLAIN:
+// none, since the scales of a warp lie side by side.
+static constexpr ScaleLayout cast_gathered(QuantMethod method, QuantCode code, CodeLayout layout,
+                                           QuantQuotient quotient)
+{
+    const bool divides = method == QUANT_SYMMETRIC && code == CODE_INT4 && layout == CODES_PAIRS &&
+                         quotient == QUOTIENT_DIVIDE;
+    return method == QUANT_MX || method == QUANT_NVFP4 ? SCALES_SWIZZLED
+           : method == QUANT_RANGE || divides          ? SCALES_TRANSPOSED
+                                                       : SCALES_PLAIN;
 }
 
 // A variant as a type; constants of it leave one path through cast_choose and cast_encode.
@@ -81,6 +95,8 @@ struct CastKind {
     static constexpr bool second = METHOD == QUANT_NVFP4 || METHOD == QUANT_NVFP4_CT;
     // Columns of a block; 0: known at run time, 32 or more.
     static constexpr int group = METHOD == QUANT_MX ? 32 : second ? 16 : 0;
+    static constexpr ScaleLayout gathered = cast_gathered(METHOD, CODE, LAYOUT, QUOTIENT);
+    static constexpr bool banded = gathered != SCALES_PLAIN || second;
 };
 template <DType INPUT> struct CastElement {
     typedef float type;
@@ -111,7 +127,7 @@ __device__ __forceinline__ QuantContext cast_context(const CastWork &work, int64
     context.rule = cast_rule<Kind>(context.rule);
     context.input = Kind::input;
     if (Kind::second)
-        context.tensor_scale = work.tensor_scales ? work.tensor_scales[matrix] : 1.0f;
+        context.tensor_scale = work.tensor_scales ? __ldg(work.tensor_scales + matrix) : 1.0f;
     return context;
 }
 
@@ -311,22 +327,20 @@ __device__ __forceinline__ void unit_codes_quick(const QuantContext &context,
     cast_quick_pack(&context.rule, q, words);
 }
 
-// Returns whether they are to be made again (cast/pairs.h).
 template <typename Kind>
-__device__ __forceinline__ bool unit_codes(const QuantContext &context, const QuantBlock &block,
+__device__ __forceinline__ void unit_codes(const QuantContext &context, const QuantBlock &block,
                                            const Group<float> &unit, uint32_t (&words)[2])
 {
     unit_codes_quick<Kind>(context, block, unit, words);
-    return false;
 }
 template <typename Kind>
-__device__ __forceinline__ bool unit_codes(const QuantContext &context, const QuantBlock &block,
+__device__ __forceinline__ void unit_codes(const QuantContext &context, const QuantBlock &block,
                                            const Group<Bf16> &unit, uint32_t (&words)[2])
 {
     if (cast_pairs_has(&context))
-        return cast_pairs_codes(&context, &block, unit.pair, words);
-    unit_codes_quick<Kind>(context, block, unit, words);
-    return false;
+        cast_pairs_codes(&context, &block, unit.pair, words);
+    else
+        unit_codes_quick<Kind>(context, block, unit, words);
 }
 
 // element: of the codes. BYTES and PAIRS.
