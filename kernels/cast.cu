@@ -336,7 +336,9 @@ static bool fits_groups(const CastWork *work, const CastKernels *kernels)
     const bool short_groups = work->columns % group != 0;
     return kernels->groups && rule->block_columns > 0 && work->block_rows == 1 && sized &&
            work->all_rows * work->padded_columns / group < INT32_MAX &&
-           (tiled ? rule->pad_rows % CODE_TILE_ROWS == 0 && rule->pad_columns % CAST_SPAN == 0
+           (tiled ? rule->pad_rows % CODE_TILE_ROWS == 0 && rule->pad_columns % CAST_SPAN == 0 &&
+                        rule->scale_dtype == DTYPE_BF16 && rule->zero_dtype == DTYPE_BF16 &&
+                        work->grid.layout == SCALES_PAIRED && cuda_aligned(work->scales)
                   : !padded && (!short_groups || kernels->rows));
 }
 

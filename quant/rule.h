@@ -131,7 +131,12 @@ FORMAT_INLINE float quant_nan(void)
 FORMAT_INLINE float quant_round(DType dtype, float value)
 {
     uint32_t bits = format_f32_bits(value);
+#ifdef __CUDA_ARCH__
+    uint32_t rounded; // of two, the upper
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(rounded) : "f"(value), "f"(0.0f));
+#else
     uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) & 0xFFFF0000u;
+#endif
     rounded = quant_select(quant_is_nan(value), 0x7FC00000u, rounded);
     return format_f32_value(quant_select(dtype == DTYPE_BF16, rounded, bits));
 }

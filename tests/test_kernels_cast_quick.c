@@ -254,6 +254,30 @@ static void ties_over_scales_are_found(void **state)
     assert_true(lessened > 0);
 }
 
+// rint(f32(a / s)) where a / s is nearest to a half: of scales of every kind, many of them at the
+// edge of what cast_pairs_is_even leaves out.
+static void quotients_of_ranges_decide(void **state)
+{
+    (void)state;
+    int64_t checked = 0;
+    for (uint32_t i = 0; i < 1u << 17; i++) {
+        const uint32_t edge = (i % 8u << 20) + i / 8u % 128u - 64u;
+        const float s = format_f32_value(0x3F800000u + (i % 3u ? edge : i * 64u));
+        if (cast_pairs_is_even(s))
+            continue;
+        const QuantBlock block = {s, 0, 1.0f / s, 0, 0};
+        for (int k = 0; k < 15; k++)
+            for (int ulps = -2; ulps <= 2; ulps++) {
+                const float a = off_by(s * ((float)k + 0.5f), ulps);
+                const float code = rintf(cast_pairs_over(&block, cast_pairs_rest(&block), a));
+                if (code != rintf(a / s))
+                    fail_msg("%a / %a has code %a", a, s, code);
+                checked++;
+            }
+    }
+    assert_true(checked > 1 << 20);
+}
+
 // cast_quick_reciprocal of an e4m3 from an approximation that is some ulps off.
 static void reciprocals_of_e4m3_are_rounded(void **state)
 {
@@ -306,6 +330,7 @@ int main(void)
         cmocka_unit_test(codes_of_every_bf16),
         cmocka_unit_test(one_correction_finds_the_side_of_ties),
         cmocka_unit_test(ties_over_scales_are_found),
+        cmocka_unit_test(quotients_of_ranges_decide),
         cmocka_unit_test(reciprocals_of_e4m3_are_rounded),
         cmocka_unit_test(e2m1_of_every_float),
     };

@@ -353,7 +353,10 @@ __device__ __forceinline__ void tile_cast(const CastWork &work, const TilePlace 
     QuantBlock block = cast_quick_choose(&context, statistics);
     if ((k * 32 & (work.block_columns - 1)) == 0) {
         const int64_t column = place.column - k * GROUP_ELEMENTS + k * 32;
-        block_store<Kind>(work, {place.matrix, place.row, column >> work.group_bits, true}, block);
+        const int64_t index = quant_scale_place({SCALES_PAIRED, work.grid.rows, work.grid.columns},
+                                                place.row, column >> work.group_bits);
+        ((uint32_t *)work.scales)[(place.matrix * work.scale_stride + index) / 2] =
+            block.scale_bits | block.zero_bits << 16;
     }
     cast_quick_ready(&context, &block, statistics.amax);
     const bool fits = unit_fits<Kind>(context, block, statistics.amax);

@@ -9,6 +9,11 @@
 //                  has an odd ninth bit and x has eight: f32(x * f32(1 / s)) is near enough.
 //   rint(x / s)    of two bf16 is a half, or 1 / 510 away from one: so f16(x * (1 / s)), which
 //                  rounds by at most 1 / 512 below 8, is a half where the quotient is one.
+//   f32(a / s)     by 1 / s in two numbers (Brisebarre & Muller, "Correctly rounded multiplication
+//                  by arbitrary precision constants", 2008), off by less than 2^-22 of a unit
+//                  before it is rounded. That decides wrongly where a / s is so near to the middle
+//                  of two numbers, next to k + 1/2 as it were; then 2 a / s (2^20 for k below 16)
+//                  is, too, and s is a multiple of 2^20 of its units but for 6 of them.
 //   e2m1(x * 2^k)  the three lines of cast/quick.h, each one fused step of two bf16.
 //   e2m1(f32(x / s)) with s = f32(e4m3 / G), G a bf16: x / s is a tie, but for what rounding s
 //                  does, or 2^-16 of itself away from one. So x * f32(1 / s) + 16, whose unit
@@ -204,6 +209,12 @@ FORMAT_INLINE bool cast_pairs_is_short(float value)
     return (format_f32_bits(value) & 0xFFFFu) == 0;
 }
 
+// Whether a number is nearly a multiple of 2^20 of its units.
+FORMAT_INLINE bool cast_pairs_is_even(float value)
+{
+    return ((format_f32_bits(value) + 8u) & 0xFFFFFu) < 16u;
+}
+
 // As cast_quick_fits, of a block that cast_quick_ready had.
 FORMAT_INLINE bool cast_pairs_fits(const QuantContext *context, const QuantBlock *block, float amax)
 {
@@ -221,7 +232,7 @@ FORMAT_INLINE bool cast_pairs_fits(const QuantContext *context, const QuantBlock
     case QUANT_NVFP4_CT:
         return most < 7.0f && block->scale >= 0x1p-90f && block->scale <= 0x1p15f;
     case QUANT_RANGE:
-        return sized && most <= 0x1p20f;
+        return sized && most <= 0x1p20f && !cast_pairs_is_even(block->scale);
     case QUANT_TILE:
         return nothing ||
                (sized && cast_quick_product(amax + fabsf(block->zero), block->multiplier) <= 64.0f);
@@ -300,12 +311,21 @@ FORMAT_INLINE uint32_t cast_pair_int8(uint32_t q)
 #endif
 }
 
+// f32(a / s); rest: what the multiplier is short of 1 / s.
+FORMAT_INLINE float cast_pairs_rest(const QuantBlock *block)
+{
+    return cast_quick_product(fmaf(-block->multiplier, block->scale, 1.0f), block->multiplier);
+}
+FORMAT_INLINE float cast_pairs_over(const QuantBlock *block, float rest, float a)
+{
+    return fmaf(a, block->multiplier, cast_quick_product(a, rest));
+}
+
 // The low byte: rint(f32((x - z) / s)), 0 .. 15, since z is the least x and s 15th of the range.
-FORMAT_INLINE uint32_t cast_one_range(const QuantBlock *block, float x)
+FORMAT_INLINE uint32_t cast_one_range(const QuantBlock *block, float rest, float x)
 {
     const float above = format_f32_sum(x, -block->zero);
-    const float q = cast_quick_quotient(above, block->scale, block->multiplier);
-    return format_f32_bits(format_f32_sum(q, CAST_SHIFT));
+    return format_f32_bits(format_f32_sum(cast_pairs_over(block, rest, above), CAST_SHIFT));
 }
 
 // Codes of magnitudes of two bf16 under a power of two.
@@ -367,6 +387,19 @@ FORMAT_INLINE uint32_t cast_pairs_e2m1(const QuantContext *context, const QuantB
     return cast_pairs_word(code[0], code[1]);
 }
 
+FORMAT_INLINE uint32_t cast_pairs_range(const QuantBlock *block, const uint32_t *pair)
+{
+    const float rest = cast_pairs_rest(block);
+    uint32_t even[4], odd[4];
+    for (int p = 0; p < 4; p++) {
+        even[p] = cast_one_range(block, rest, cast_pair_even(pair[p]));
+        odd[p] = cast_one_range(block, rest, cast_pair_uneven(pair[p]));
+    }
+    return (cast_quick_bytes(even[0], even[1], even[2], even[3]) +
+            cast_quick_bytes(odd[0], odd[1], odd[2], odd[3]) * 16) ^
+           0x88888888u;
+}
+
 // Words as cast_quick_pack has them.
 FORMAT_INLINE void cast_pairs_codes(const QuantContext *context, const QuantBlock *block,
                                     const uint32_t *pair, uint32_t *words)
@@ -378,16 +411,13 @@ FORMAT_INLINE void cast_pairs_codes(const QuantContext *context, const QuantBloc
         words[0] = cast_pairs_e2m1(context, block, pair);
         return;
     }
-    for (int p = 0; p < 4; p++) {
-        if (rule->code == CODE_INT8) {
-            code[p] = cast_pair_int8(cast_pair_quotient(block, pair[p]));
-        } else if (rule->method == QUANT_RANGE) {
-            code[p] = cast_bytes(cast_one_range(block, cast_pair_even(pair[p])),
-                                 cast_one_range(block, cast_pair_uneven(pair[p])), 0x5410);
-        } else {
-            code[p] = cast_pair_int4(context, block, pair[p]);
-        }
+    if (rule->method == QUANT_RANGE) {
+        words[0] = cast_pairs_range(block, pair);
+        return;
     }
+    for (int p = 0; p < 4; p++)
+        code[p] = rule->code == CODE_INT8 ? cast_pair_int8(cast_pair_quotient(block, pair[p]))
+                                          : cast_pair_int4(context, block, pair[p]);
     if (rule->code_layout == CODES_BYTES) {
         words[0] = cast_bytes(code[0], code[1], 0x6420);
         words[1] = cast_bytes(code[2], code[3], 0x6420);

@@ -113,10 +113,10 @@ FORMAT_INLINE float cast_quick_of_e4m3(uint32_t code)
 
 // quant_nvfp4_choose and quant_nvfp4_ct_choose without divisions but for the matrix's, which every
 // block shares.
-FORMAT_INLINE QuantBlock cast_quick_nvfp4(const QuantContext *context, float amax)
+FORMAT_INLINE QuantBlock cast_quick_nvfp4(const QuantContext *context, float inverse, float amax)
 {
     QuantBlock block = {0, 0, 0, 0, 0};
-    const float second = context->tensor_scale, inverse = 1.0f / second;
+    const float second = context->tensor_scale;
     const bool ct = context->rule.method == QUANT_NVFP4_CT, two = context->rule.two_level;
     const float small = quant_round(ct ? context->input : DTYPE_F32, amax * (1.0f / 6.0f));
     float scale = ct    ? cast_quick_product(small, second)
@@ -140,9 +140,10 @@ FORMAT_INLINE QuantBlock cast_quick_choose(const QuantContext *context, QuantSta
     if (method != QUANT_NVFP4 && method != QUANT_NVFP4_CT)
         return cast_choose(context, s);
     // Else quotients could overflow, or their remainders underflow. NaN is in neither range.
+    const float inverse = 1.0f / context->tensor_scale; // here, for all blocks of a lane
     const bool usual = context->tensor_scale >= 0x1p-60f && context->tensor_scale <= 0x1p60f;
     if (usual && s.amax <= 0x1p60f)
-        return cast_quick_nvfp4(context, s.amax);
+        return cast_quick_nvfp4(context, inverse, s.amax);
     return cast_choose(context, s);
 }
 
@@ -154,9 +155,9 @@ FORMAT_INLINE float cast_quick_round(DType dtype, float value)
 #ifdef __CUDA_ARCH__
     if (dtype != DTYPE_BF16)
         return value;
-    uint16_t bits;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return __uint_as_float((uint32_t)bits << 16);
+    uint32_t bits; // of two, the upper
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(value), "f"(0.0f));
+    return __uint_as_float(bits);
 #else
     return quant_round(dtype, value);
 #endif

@@ -117,6 +117,8 @@ template <typename Kind> __device__ __forceinline__ QuantRule cast_rule(QuantRul
         rule.scale_dtype = Kind::second ? DTYPE_F8_E4M3 : DTYPE_F8_E8M0; // or U8: a byte
         rule.has_zeros = false;
     }
+    if (Kind::method == QUANT_TILE)
+        rule.scale_dtype = rule.zero_dtype = DTYPE_BF16;
     return rule;
 }
 
@@ -184,6 +186,13 @@ __device__ __forceinline__ uint32_t larger_pair_or_nan(uint32_t a, uint32_t b)
     return most;
 }
 
+__device__ __forceinline__ uint32_t smaller_pair_or_nan(uint32_t a, uint32_t b)
+{
+    uint32_t least;
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(least) : "r"(a), "r"(b));
+    return least;
+}
+
 template <bool RANGED, DType INPUT> struct Peak;
 
 template <DType INPUT> struct Peak<false, INPUT> {
@@ -230,12 +239,11 @@ template <> struct Peak<true, DTYPE_BF16> {
     }
     __device__ static Peak of(const Group<Bf16> &unit)
     {
-        uint32_t high = larger_pair_or_nan(larger_pair_or_nan(unit.pair[0], unit.pair[1]),
-                                           larger_pair_or_nan(unit.pair[2], unit.pair[3]));
-        const uint32_t sign = 0x80008000u;
-        uint32_t low =
-            larger_pair_or_nan(larger_pair_or_nan(unit.pair[0] ^ sign, unit.pair[1] ^ sign),
-                               larger_pair_or_nan(unit.pair[2] ^ sign, unit.pair[3] ^ sign));
+        const uint32_t high = larger_pair_or_nan(larger_pair_or_nan(unit.pair[0], unit.pair[1]),
+                                                 larger_pair_or_nan(unit.pair[2], unit.pair[3]));
+        const uint32_t low = smaller_pair_or_nan(smaller_pair_or_nan(unit.pair[0], unit.pair[1]),
+                                                 smaller_pair_or_nan(unit.pair[2], unit.pair[3])) ^
+                             0x80008000u;
         return {larger_pair_or_nan(__byte_perm(high, low, 0x5410), __byte_perm(high, low, 0x7632))};
     }
     __device__ Peak joined(Peak other) const
