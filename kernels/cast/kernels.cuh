@@ -220,7 +220,7 @@ __device__ __forceinline__ void band_store(const CastWork &work, uint32_t matrix
 
 // Warp: 1024 elements; lane l has 8 l .. 8 l + 7 of every 256. Block: neighbours, or eight rows.
 template <typename Kind>
-__global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 4 : 3)
+__global__ void __launch_bounds__(CAST_THREADS, Kind::input == DTYPE_BF16 ? 5 : 3)
     cast_groups_kernel(const __grid_constant__ CastWork work)
 {
     typedef typename CastElement<Kind::input>::type Element;
