@@ -4,8 +4,8 @@
 #include "kernels/quant_gemm/hopper.cuh"
 
 typedef struct QuantRows {
-    QuantWork work;
-    bool a_scaled; // a is codes times their block's scale, which bf16 holds exactly
+    QuantWork work; // a quantised: of one row
+    bool a_scaled;  // a is codes times their block's scale, which bf16 holds exactly
     QuantFinish finish;
     QuantFactors fa, fb;
 } QuantRows;
