@@ -14,7 +14,7 @@
 // slices-th stage; where rows of a are long or rows of b few, the blocks of a cluster have a part
 // of k each. Slices and parts are added up in ascending order, through shared memory. A block goes
 // through neighbouring tiles, so that it seldom needs other rows of a. Limited by memory; the issue
-// slots come next: of int4 a lane's 64 codes of a stage take 185 instructions, 104 of them to make
+// slots come next: of int4 a lane's 64 codes of a stage take 179 instructions, 104 of them to make
 // bf16 of codes.
 //
 // Source: PTX ISA, mma.m16n8k16.

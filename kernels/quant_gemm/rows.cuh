@@ -12,5 +12,5 @@ typedef struct QuantRows {
 
 // Local. Whether operands, sizes and addresses suit the kernel.
 bool quant_rows_suits(const QuantRows *args);
-// Enqueues(stream). Right for any number of rows; b is read anew for every 16 rows of a group.
+// Enqueues(stream). Right for any number of rows; b is read anew for every 8 or 16 rows of a group.
 void quant_rows(const QuantRows *args, cudaStream_t stream);

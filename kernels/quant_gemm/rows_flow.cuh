@@ -25,7 +25,7 @@ static __host__ __device__ __forceinline__ int64_t scale_place(const QuantView &
     return quant_scale_place(grid, block_row, block);
 }
 
-// Where the lane's first codes of a row lie, and their scales and zero points.
+// Where the lane's first codes of a row lie, and their scales.
 struct RowsLine {
     const uint8_t *codes, *scales;
 };
@@ -215,7 +215,7 @@ template <typename K> struct RowsChunks {
     RowsScales scales[2];
 };
 
-// What __byte_perm makes a scale of its word by.
+// What ptx_permute makes a scale of its word by.
 template <typename K> static __device__ __forceinline__ uint32_t scale_selector(int at)
 {
     return K::scale == ROWS_E8M0  ? 0x4440u | (at & 3)
@@ -243,16 +243,16 @@ read_stage(const RowsArgs &args, const RowsGroup &group, const RowsLane &lane, i
         const uint2 two = ptx_load_8(ring.words);
         words.x = two.x, words.y = two.y;
     }
-    chunks.scales[0].scale = __byte_perm(words.x, 0, selector);
-    chunks.scales[1].scale = __byte_perm(words.y, 0, selector);
+    chunks.scales[0].scale = ptx_permute(words.x, selector);
+    chunks.scales[1].scale = ptx_permute(words.y, selector);
     if (K::scale == ROWS_BF16_WHOLE) {
         const int shift = ((group.zero + (step >> 1)) & 3) * 8;
         chunks.scales[0].zero = (uint32_t)(int8_t)(words.z >> shift);
         chunks.scales[1].zero = (uint32_t)(int8_t)(words.w >> shift);
     } else if (K::scale_words == 4) {
-        const uint32_t zero_selector = selector & args.zero_keep ^ args.zero_flip;
-        chunks.scales[0].zero = __byte_perm(words.z, 0, zero_selector);
-        chunks.scales[1].zero = __byte_perm(words.w, 0, zero_selector);
+        const uint32_t zero_selector = (selector & args.zero_keep) ^ args.zero_flip;
+        chunks.scales[0].zero = ptx_permute(words.z, zero_selector);
+        chunks.scales[1].zero = ptx_permute(words.w, zero_selector);
     }
     return chunks;
 }
