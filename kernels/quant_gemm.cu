@@ -296,8 +296,17 @@ static bool rows_run(const QuantGemm *args, const QuantPlan *p, uint8_t *workspa
     q.work = p->work;
     q.a_scaled = p->scaled;
     q.finish = p->finish;
+    const bool expand = p->a.expand && args->rows_max > 1; // else the product does it
+    if (expand) {
+        QuantGemm plain = *args;
+        plain.a = QuantOperand{};
+        plain.a.values = units_of(&p->a, &args->a, workspace);
+        q.work.a = quant_view(&plain, &plain.a, args->rows_max);
+    }
     if (!quant_rows_suits(&q))
         return false;
+    if (expand)
+        units_ready(p, true, workspace, stream);
     q.fa = factors_ready(&p->a, &p->work.a, workspace, stream);
     q.fb = factors_ready(&p->b, &p->work.b, workspace, stream);
     quant_rows(&q, stream);

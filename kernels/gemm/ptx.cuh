@@ -149,6 +149,15 @@ static __device__ __forceinline__ void ptx_tensor_load_3d(uint32_t to, const CUt
 
 // ---- registers ----
 
+// Byte i: the one of `bytes` that nibble i of `selector` names, 0 for 4. __byte_perm would take an
+// instruction more, to mask the selector.
+static __device__ __forceinline__ uint32_t ptx_permute(uint32_t bytes, uint32_t selector)
+{
+    uint32_t result;
+    asm("prmt.b32 %0, %1, 0, %2;" : "=r"(result) : "r"(bytes), "r"(selector));
+    return result;
+}
+
 template <int REGISTERS> static __device__ __forceinline__ void ptx_registers_take(void)
 {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));

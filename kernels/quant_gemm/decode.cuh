@@ -53,31 +53,16 @@ template <RowsCode CODE, RowsScale SCALE, int ROW_SETS> struct RowsKind {
     static constexpr int ring_stage =
         ROWS_CODES_BYTES + scale_words * 4 * (quads ? WARP_LANES / 4 : WARP_LANES);
     static constexpr int ring_bytes = ROWS_AHEAD * ring_stage;
-    static constexpr int subs = SCALE == ROWS_E4M3_SCALE ? 2 : 1; // scales of a chunk
+    static constexpr int step = CODE == ROWS_INT4_TILED ? 512 : 64; // bytes from stage to stage
+    static constexpr bool near = SCALE == ROWS_E8M0 && !four_bits;  // see RowsArgs
+    static constexpr int subs = SCALE == ROWS_E4M3_SCALE ? 2 : 1;   // scales of a chunk
 };
 
-// Scales and zero points of a chunk, as loaded: they wait in registers.
+// Scales and zero points of a chunk.
 struct RowsScales {
-    uint32_t scale; // bits: bf16, f32, a byte, or two e4m3 bytes
-    uint32_t zero;  // bits of bf16, or a whole number
+    uint32_t scale; // bits: bf16 or two e4m3 bytes, in both halves; f32; or a byte
+    uint32_t zero;  // bits of bf16 in both halves, or a whole number
 };
-
-// What lies `at` bytes from some word on, in the word that it lies in.
-template <typename K>
-static __device__ __forceinline__ uint32_t scale_of_word(uint32_t word, int at)
-{
-    if (K::scale == ROWS_E8M0)
-        return word >> (at & 3) * 8 & 0xFF;
-    return K::scale == ROWS_F32 ? word : word >> (at & 2) * 8; // the low half counts
-}
-
-template <typename K>
-static __device__ __forceinline__ uint32_t zero_of_word(uint32_t word, int at, uint32_t mask)
-{
-    if (K::scale == ROWS_BF16_WHOLE)
-        return (uint32_t)(int8_t)(word >> (at & 3) * 8);
-    return word >> (at & 2) * 8 & mask;
-}
 
 // The second level of nvfp4's values. Scales are multiplied by `before`, a power of two that makes
 // up for e2m1's 2^-126 (below) as far as the largest scale allows, and sums by `after`.
@@ -92,11 +77,6 @@ static __device__ __forceinline__ uint32_t pair_of(float low, float high)
     uint32_t bits;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
     return bits;
-}
-
-static __device__ __forceinline__ uint32_t twice(uint32_t bits)
-{
-    return __byte_perm(bits, 0, 0x1010);
 }
 
 // The second level of nvfp4 where values have it. The quotient is corrected once, which rounds it
@@ -139,18 +119,18 @@ static __device__ __forceinline__ RowsFactors factors_of(const RowsLevels &level
     if (K::scale == ROWS_E8M0) { // a power of two: 2^-127 lies below bf16's exponents, 255 is NaN
         f.high = max(s.scale * 0x00800080u, 0x00400040u) + (s.scale == 255 ? 0x00400040u : 0u);
     } else if (K::scale == ROWS_E4M3_SCALE) {
-        const float2 both = ptx_e4m3_pair(s.scale);
+        const float2 both = ptx_e4m3_pair(s.scale & 0xFFFFu);
         const float all = whole_scale(levels, sub ? both.y : both.x) * levels.before;
         f.high = pair_of(all, all);
         const float rest = all - __uint_as_float(f.high & 0xFFFF0000u);
         f.low = pair_of(rest, rest);
     } else { // from 128 to 255 a step of bf16 is 1
-        f.high = twice(s.scale);
+        f.high = s.scale;
         f.low = ptx_bf16_multiply(f.high, 0x40804080u);
         f.shift = 0x43084308u + (K::scale == ROWS_BF16_WHOLE ? s.zero * 0x00010001u : 0u);
         f.shift_4 = K::scale == ROWS_BF16_WHOLE ? ptx_bf16_fma(f.shift, 0xBE80BE80u, 0x42004200u)
                                                 : 0xC000C000u;
-        f.offset = K::scale == ROWS_BF16_WHOLE ? 0u : twice(s.zero);
+        f.offset = K::scale == ROWS_BF16_WHOLE ? 0u : s.zero;
     }
     return f;
 }

@@ -9,13 +9,13 @@
 // alternate, and rows start 64 bytes apart modulo 128, so that a warp's loads touch every bank as
 // often.
 //
-// Stages come through shared memory, four on their way (quant_gemm/rows_flow.cuh); those of the
-// next tile set out before this one is stored. Eight warps share a block; where there are few rows
-// of b, `slices` of them share 16 rows, one taking every slices-th stage; where rows of a are long
-// or rows of b few, the blocks of a cluster have a part of k each. Slices and parts are added up in
-// ascending order, through shared memory. A block goes through neighbouring tiles, so that it
-// seldom needs other rows of a. Limited by memory; the issue slots come next: of int4 a lane's 64
-// codes of a stage take 185 instructions, 104 of them to make bf16 of codes.
+// Stages come through shared memory, four on their way (quant_gemm/rows_flow.cuh). Eight warps
+// share a block; where there are few rows of b, `slices` of them share 16 rows, one taking every
+// slices-th stage; where rows of a are long or rows of b few, the blocks of a cluster have a part
+// of k each. Slices and parts are added up in ascending order, through shared memory. A block goes
+// through neighbouring tiles, so that it seldom needs other rows of a. Limited by memory; the issue
+// slots come next: of int4 a lane's 64 codes of a stage take 179 instructions, 104 of them to make
+// bf16 of codes.
 //
 // Source: PTX ISA, mma.m16n8k16.
 #include "kernels/quant_gemm/rows.cuh"
@@ -61,38 +61,37 @@ static __device__ __forceinline__ void place_eight(uint32_t *line, int64_t colum
     *(uint4 *)(stage + piece * 16 + t * 4) = x;
 }
 
-// The part's columns of the rows; 0 past the end of k.
+// The part's columns of the rows; 0 past the end of k. A quantised row is the only one.
 template <typename K>
 static __device__ __forceinline__ void stage_rows(const RowsArgs &args, const RowsPlace &p,
                                                   int part, uint32_t *lines)
 {
-    constexpr int AT_ONCE = 4; // rows; what comes of others in shared memory is dropped
+    constexpr int AT_ONCE = 8; // rows
+    const QuantOperand &a = args.given.work.a.operand;
     const int64_t k = args.given.work.frame.k, first = (int64_t)part * args.part_stages * K::stage;
-    const bool plain = !args.given.work.a.operand.quantised;
     for (int column = threadIdx.x * 8; column < args.part_stages * K::stage;
-         column += ROWS_THREADS * 8)
-        for (int row = 0; row < p.rows; row += AT_ONCE) {
-            const int real = first + column < k ? p.rows - row : 0;
-            uint32_t *line = lines + row * args.line_words;
-            if (plain) {
-                const Bf16 *from = (const Bf16 *)args.given.work.a.operand.values +
-                                   ((int64_t)p.first_row + row) * k + first + column;
-                uint4 x[AT_ONCE];
-#pragma unroll
-                for (int i = 0; i < AT_ONCE; i++)
-                    x[i] = i < real ? *(const uint4 *)(from + i * k) : make_uint4(0, 0, 0, 0);
-#pragma unroll
-                for (int i = 0; i < AT_ONCE; i++)
-                    place_eight<K>(line + i * args.line_words, column, x[i]);
-                continue;
-            }
-#pragma unroll 1
-            for (int i = 0; i < AT_ONCE; i++, line += args.line_words)
-                place_eight<K>(line, column,
-                               i < real ? load_eight(args.given, (int64_t)p.first_row + row + i,
-                                                     first + column)
-                                        : make_uint4(0, 0, 0, 0));
+         column += ROWS_THREADS * 8) {
+        const bool inside = first + column < k;
+        if (K::row_sets == 1 && a.quantised) {
+            place_eight<K>(lines, column,
+                           inside ? load_eight(args.given, p.first_row, first + column)
+                                  : make_uint4(0, 0, 0, 0));
+            continue;
         }
+        const Bf16 *from = (const Bf16 *)a.values + p.first_row * k + first + column;
+#pragma unroll 1
+        for (int row = 0; row < p.rows; row += AT_ONCE) {
+            uint4 x[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                x[i] = inside && row + i < p.rows ? *(const uint4 *)(from + (row + i) * k)
+                                                  : make_uint4(0, 0, 0, 0);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                if (row + i < p.rows)
+                    place_eight<K>(lines + (row + i) * args.line_words, column, x[i]);
+        }
+    }
 }
 
 // ---- a tile ----
@@ -133,29 +132,24 @@ multiply_stage(const RowsArgs &args, const RowsChunks<K> &chunks, const RowsLeve
 }
 
 template <typename K, int SETS>
-static __device__ __forceinline__ void multiply_tile(const RowsArgs &args, const RowsShare &share,
-                                                     const uint32_t *lines, const RowsFlow &flow,
-                                                     uint32_t ring, float (&sum)[K::row_sets][4])
+static __device__ __forceinline__ void
+multiply_tile(const RowsArgs &args, const RowsShare &share, const RowsLane &lane,
+              const uint32_t *lines, const RowsGroup &group, RowsRing *ring, RowsSender *sender,
+              float (&sum)[K::row_sets][4])
 {
     const uint32_t *line = lines + lane_index() / 4 * args.line_words + lane_index() % 4 * 4 +
                            (share.first - share.part * args.part_stages) * K::stage_words;
-    RowsSlot slot = slot_of<K>(ring);
-    const uint32_t end = slot.codes + K::ring_bytes;
 #pragma unroll 1
     for (int stage = share.first; stage < share.end; stage += args.slices) {
         ptx_copy_wait<ROWS_AHEAD - 1>();
-        __syncwarp();
-        const RowsChunks<K> chunks = read_stage<K>(args, flow, stage, slot);
-        multiply_stage<K, SETS>(args, chunks, flow.levels, line, sum);
-        __syncwarp();
-        const int next = stage + ROWS_AHEAD * args.slices;
-        if (next < share.end)
-            load_stage<K>(args, flow, next, slot);
-        ptx_copy_commit();
-        slot.codes += K::ring_stage;
-        slot.words += K::ring_stage;
-        if (slot.codes == end)
-            slot.codes -= K::ring_bytes, slot.words -= K::ring_bytes;
+        if (K::quads)
+            __syncwarp();
+        const RowsChunks<K> chunks = read_stage<K>(args, group, lane, stage, *ring);
+        multiply_stage<K, SETS>(args, chunks, group.levels, line, sum);
+        if (K::quads)
+            __syncwarp();
+        send_stage<K>(args, share, lane, sender, *ring);
+        ring_turn<K>(ring);
         line += args.slices * K::stage_words;
     }
 }
@@ -168,10 +162,10 @@ static __device__ __forceinline__ float rows_factor(const QuantFactors &f, int64
 }
 
 static __device__ __forceinline__ void store_one(const QuantRows &q, const RowsPlace &p, int row,
-                                                 int64_t n, float sum)
+                                                 int n, float sum)
 {
     const GroupedGemm &g = q.work.frame;
-    if (row >= p.rows || n >= g.n)
+    if (row >= p.rows || n >= (int)g.n)
         return;
     const int64_t c_row = (int64_t)p.first_row + row;
     if (q.finish != QUANT_FINISH_NONE) {
@@ -217,7 +211,7 @@ static __device__ __forceinline__ void add_slices(const RowsArgs &args, const Ro
             for (int other = 0; other < args.parts; other++)
                 total += args.parts == 1 ? *from : cluster_read(from, other);
         store_one(args.given, p, row,
-                  ((int64_t)p.set * tiles + tile) * ROWS_TILE + lane / 4 + e / 2 * 8, total);
+                  p.set * args.set_rows + tile * ROWS_TILE + lane / 4 + e / 2 * 8, total);
     }
 }
 
@@ -230,23 +224,30 @@ __global__ void __launch_bounds__(ROWS_THREADS, 2)
     uint32_t *lines = (uint32_t *)(shared + ROWS_WARPS * K::ring_bytes);
     float *sums = (float *)(lines + ROWS_MAX * args.line_words); // [2][SUMS], taken in turn
     const GroupedGemm &g = args.given.work.frame;
-    const int warp = threadIdx.x / WARP_LANES, tiles = ROWS_WARPS / args.slices;
+    const int warp = threadIdx.x / WARP_LANES;
     const RowsShare share = share_of(args, warp, args.parts == 1 ? 0 : cluster_part());
     const int64_t clusters = gridDim.x / args.parts, cluster = blockIdx.x / args.parts;
     const int64_t all = (int64_t)count_chunks(g, ROWS_MAX) * args.tile_sets;
     const int end = (int)(all * (cluster + 1) / clusters);
     int index = (int)(all * cluster / clusters);
     int staged_row = -1;
-    RowsFlow flow;
-    const uint32_t ring = ptx_shared_address(shared + warp * K::ring_bytes);
+    const RowsLane lane = lane_of<K>(args);
+    RowsRing ring = ring_at<K>(ptx_shared_address(shared + warp * K::ring_bytes));
+    RowsSender sender = {};
+    RowsGroup group;
     RowsPlace p = {};
+    sender.stage = share.end;
     if (index < end) {
         p = place_of(args, ROWS_MAX, index);
-        flow_begin<K>(args, share, p.group,
-                      ((int64_t)p.set * tiles + warp / args.slices) * ROWS_TILE, ring, &flow);
+        sender.p = p, sender.index = index, sender.end = end;
+        aim<K>(args, share, lane, &sender);
     }
+#pragma unroll 1
+    for (int i = 0; i < ROWS_AHEAD; i++, ring_turn<K>(&ring))
+        send_stage<K>(args, share, lane, &sender, ring);
     for (int turn = 0; index < end; turn ^= 1) {
         if (p.first_row != staged_row) {
+            group = group_of<K>(args, lane, p.group);
             __syncthreads();
             stage_rows<K>(args, p, share.part, lines);
             __syncthreads();
@@ -254,28 +255,24 @@ __global__ void __launch_bounds__(ROWS_THREADS, 2)
         }
         float sum[K::row_sets][4] = {};
         if (K::row_sets == 1 || p.rows <= 8)
-            multiply_tile<K, 1>(args, share, lines, flow, ring, sum);
+            multiply_tile<K, 1>(args, share, lane, lines, group, &ring, &sender, sum);
         else
-            multiply_tile<K, K::row_sets>(args, share, lines, flow, ring, sum);
+            multiply_tile<K, K::row_sets>(args, share, lane, lines, group, &ring, &sender, sum);
         if (K::scale == ROWS_E4M3_SCALE)
 #pragma unroll
             for (int i = 0; i < 4 * K::row_sets; i++)
-                sum[i / 4][i % 4] *= flow.levels.after;
-        const RowsPlace done = p;
-        if (++index < end) {
-            p = next_place(args, ROWS_MAX, index, p);
-            flow_begin<K>(args, share, p.group,
-                          ((int64_t)p.set * tiles + warp / args.slices) * ROWS_TILE, ring, &flow);
-        }
+                sum[i / 4][i % 4] *= group.levels.after;
         if (args.slices * args.parts > 1) {
-            add_slices<K>(args, done, share.part, sums + turn * SUMS, sum);
-            continue;
-        }
-        const int64_t n = ((int64_t)done.set * ROWS_WARPS + warp) * ROWS_TILE + lane_index() / 4;
+            add_slices<K>(args, p, share.part, sums + turn * SUMS, sum);
+        } else {
+            const int n = p.set * args.set_rows + share.row;
 #pragma unroll
-        for (int i = 0; i < 4 * K::row_sets; i++)
-            store_one(args.given, done, i / 4 * 8 + lane_index() % 4 * 2 + i % 2, n + i / 2 % 2 * 8,
-                      sum[i / 4][i % 4]);
+            for (int i = 0; i < 4 * K::row_sets; i++)
+                store_one(args.given, p, i / 4 * 8 + lane_index() % 4 * 2 + i % 2,
+                          n + i / 2 % 2 * 8, sum[i / 4][i % 4]);
+        }
+        if (++index < end)
+            p = next_place(args, ROWS_MAX, index, p);
     }
     if (args.parts > 1)
         cluster_wait(args.parts); // until nobody reads this block's sums
@@ -345,7 +342,10 @@ static const RowsRow *row_of(const QuantRows *args)
                       : code == ROWS_INT8 || code == ROWS_E4M3 ? 16
                                                                : 32;
     const int most = scale == ROWS_E4M3_SCALE ? 16 : INT32_MAX; // a chunk has two scales
-    const bool words = b->block_rows == 1 || scale == ROWS_F32; // 8 rows on, as far into a word
+    // 8 rows on, as far into a word, or the same.
+    const bool words =
+        b->block_rows == 1 ||
+        (scale == ROWS_F32 && (b->block_rows == INT64_MAX || b->block_rows % ROWS_TILE == 0));
     if (scaled && scale != ROWS_NO_SCALE && (!words || (uintptr_t)q->zeros % 4 != 0))
         return NULL;
     if (scaled && (b->block_columns < least || b->block_columns > most ||
@@ -357,7 +357,7 @@ static const RowsRow *row_of(const QuantRows *args)
     return NULL;
 }
 
-// Where the scales of stages lie (RowsArgs); false: not so.
+// Where the codes and scales of rows and stages lie (RowsArgs); false: not so.
 static bool plan_scales(const QuantView *b, int stage_columns, RowsScale scale, RowsArgs *plan)
 {
     const QTensor *q = &b->operand.q;
@@ -365,6 +365,8 @@ static bool plan_scales(const QuantView *b, int stage_columns, RowsScale scale, 
     const bool swizzled = q->scale_layout == SCALES_SWIZZLED;
     int64_t step = q->scale_layout == SCALES_PLAIN ? 1 : b->grid_rows; // from block to block
     step *= q->scale_layout == SCALES_PAIRED ? 2 : 1;
+    plan->code_rows = (int)(8 * b->code_columns / (stage_columns / 64));
+    plan->scale_rows = (int)((scale_place(*b, 8, 0) - scale_place(*b, 0, 0)) * bytes);
     plan->block_shift = 31;
     if (scale == ROWS_NO_SCALE || q->rule.block_columns == 0)
         return true;
@@ -387,7 +389,7 @@ static bool plan_scales(const QuantView *b, int stage_columns, RowsScale scale, 
     } else {
         plan->far *= (int)blocks / 4;
     }
-    return blocks >= 2 && bytes == 1 && b->grid_columns < 1 << 20;
+    return blocks >= (stage_columns == 128 ? 4 : 2) && bytes == 1 && b->grid_columns < 1 << 20;
 }
 
 // Shared memory with that many parts; `tiles` times parts are fewer than `warps` if slices share
@@ -412,18 +414,20 @@ static RowsArgs plan_of(const QuantRows *args, const RowsRow *row, int *shared_b
     plan.given = *args;
     plan.stages = (int)((g->k + row->stage - 1) / row->stage);
     const QTensor *q = &args->work.b.operand.q;
+    plan.zero_flip = 0x4444; // no zero points: 0
     if ((row->scale == ROWS_BF16 || row->scale == ROWS_BF16_STAGE) && q->rule.has_zeros &&
         q->rule.zero_dtype == DTYPE_BF16) {
-        plan.zero_mask = 0xFFFF;
+        plan.zero_keep = 0xFFFF;
         plan.zero_words = q->zeros ? (const uint8_t *)q->zeros - (const uint8_t *)q->scales : 0;
-        plan.zero_skew = q->zeros ? 0 : 2;
+        plan.zero_flip = q->zeros ? 0 : 0x2222; // else beside the scale, in the upper half
     }
-    // Groups that can have rows, times tiles: as many warps as the GPU runs at once.
+    // Groups that can have rows, times tiles: as many warps as the GPU runs at once. Where few rows
+    // come together, more than 8 are so rare that b may be read twice for them.
     const int64_t rows = g->rows_expected > 0 ? g->rows_expected : g->rows_max;
     const int64_t groups = rows < g->groups ? rows : g->groups;
     const int64_t tiles = groups * ((g->n + ROWS_TILE - 1) / ROWS_TILE);
     const int64_t warps = (int64_t)cuda_processors() * 15;
-    *row_sets = g->rows_max <= 8 ? 1 : 2;
+    *row_sets = g->rows_max <= 8 || (g->group_rows && rows <= 4 * groups) ? 1 : 2;
     int parts = 1;
     *shared_bytes = plan_parts(tiles, warps, row, parts, *row_sets, &plan);
     while (parts < ROWS_PARTS_MAX &&
@@ -435,8 +439,8 @@ static RowsArgs plan_of(const QuantRows *args, const RowsRow *row, int *shared_b
     plan.slices = 1;
     while (plan.slices < ROWS_WARPS && tiles * plan.slices * parts < warps)
         plan.slices *= 2;
-    const int64_t set_rows = ROWS_TILE * ROWS_WARPS / plan.slices;
-    plan.tile_sets = (int)((g->n + set_rows - 1) / set_rows);
+    plan.set_rows = ROWS_TILE * ROWS_WARPS / plan.slices;
+    plan.tile_sets = (int)((g->n + plan.set_rows - 1) / plan.set_rows);
     return plan;
 }
 
@@ -444,6 +448,8 @@ bool quant_rows_suits(const QuantRows *args)
 {
     const GroupedGemm *g = &args->work.frame;
     const QuantView *a = &args->work.a, *b = &args->work.b;
+    if (a->operand.quantised && g->rows_max > 1)
+        return false;
     if (!b->operand.quantised || args->work.dtype != DTYPE_BF16 || g->k == 0)
         return false;
     const RowsRow *row = row_of(args);

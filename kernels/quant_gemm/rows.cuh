@@ -4,13 +4,13 @@
 #include "kernels/quant_gemm/hopper.cuh"
 
 typedef struct QuantRows {
-    QuantWork work;
-    bool a_scaled; // a is codes times their block's scale, which bf16 holds exactly
+    QuantWork work; // a quantised: of one row
+    bool a_scaled;  // a is codes times their block's scale, which bf16 holds exactly
     QuantFinish finish;
     QuantFactors fa, fb;
 } QuantRows;
 
 // Local. Whether operands, sizes and addresses suit the kernel.
 bool quant_rows_suits(const QuantRows *args);
-// Enqueues(stream). Right for any number of rows; b is read anew for every 16 rows of a group.
+// Enqueues(stream). Right for any number of rows; b is read anew for every 8 or 16 rows of a group.
 void quant_rows(const QuantRows *args, cudaStream_t stream);

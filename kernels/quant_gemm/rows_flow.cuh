@@ -1,36 +1,22 @@
 // rows_flow.cuh -- how quant_gemm/rows.cu gets weights: codes and scales of the stages that a warp
-// multiplies next come by asynchronous copies to its ring of ROWS_AHEAD places in shared memory.
+// multiplies next come by asynchronous copies to its ring of ROWS_AHEAD places in shared memory,
+// which runs on from tile to tile.
 //
 // Registers would not do: a warp counts its loads by six counters, so that it waits for the newest
 // with the oldest. Copies are of 4 bytes at least: of scales whole words come, and what begins
-// inside one is shifted out when it is used.
+// inside one is picked out when it is used. Where in its word a scale begins, tiles of a group have
+// in common: they start a multiple of 16 rows apart.
 //
 // Source: PTX ISA, cp.async.
 #pragma once
 
 #include "kernels/quant_gemm/rows_tiles.cuh"
 
-// A lane's chunks of rows g and g + 8 of a tile come by copies to a ring in shared memory: 16 bytes
-// of codes of either row, and the words that their scales and zero points lie in. Where the four
-// lanes of a row have the same, each copies one word, else all its own.
-struct RowsFlow {
-    const uint8_t *codes;  // of row g, of the lane's first chunk
-    const uint8_t *scales; // the word of the lane's first scale, or what this lane copies with it
-    const uint8_t *zeros;  // ROWS_BF16_WHOLE: the first zero point
-    int skew;              // bytes from the word to the first scale
-    int code_rows, scale_rows; // bytes from row g to row g + 8
-    int stages; // that have columns for this lane; elsewhere any codes will do: a is 0 there
-    RowsLevels levels;
-};
-
-// What a lane finds at its place of the ring.
-template <typename K> struct RowsChunks {
-    uint4 codes[2];
-    RowsScales scales[2];
-};
+// ---- where codes and scales lie ----
 
 // In a matrix of scales; block: the first of the lane's.
-static __device__ __forceinline__ int64_t scale_place(const QuantView &v, int64_t row, int block)
+static __host__ __device__ __forceinline__ int64_t scale_place(const QuantView &v, int64_t row,
+                                                               int block)
 {
     const int64_t block_row = v.block_rows == 1           ? row
                               : v.block_rows == INT64_MAX ? 0
@@ -39,10 +25,24 @@ static __device__ __forceinline__ int64_t scale_place(const QuantView &v, int64_
     return quant_scale_place(grid, block_row, block);
 }
 
-// Where lane t's first codes of a row lie, and their scales.
+// Where the lane's first codes of a row lie, and their scales.
 struct RowsLine {
     const uint8_t *codes, *scales;
 };
+
+// The stages that have columns for a lane. In others any codes of the row will do: a is 0 there.
+struct RowsLane {
+    int t;    // its chunk in a stage, 0 if it has no stages
+    int last; // of them, or 0
+};
+
+template <typename K> static __device__ __forceinline__ RowsLane lane_of(const RowsArgs &args)
+{
+    const int t = lane_index() % 4, left = (int)args.given.work.frame.k - t * K::chunk;
+    if (K::code == ROWS_INT4_TILED) // padded to whole stages
+        return {t, args.stages - 1};
+    return left > 0 ? RowsLane{t, (left - 1) / K::stage} : RowsLane{0, 0};
+}
 
 template <typename K>
 static __device__ __forceinline__ RowsLine line_of(const RowsArgs &args, int group, int64_t row,
@@ -50,7 +50,6 @@ static __device__ __forceinline__ RowsLine line_of(const RowsArgs &args, int gro
 {
     const QuantView &v = args.given.work.b;
     const QTensor &q = v.operand.q;
-    row = min(row, args.given.work.frame.n - 1); // what comes of rows that do not exist is dropped
     const int64_t all_row = group * v.matrix_rows + row;
     int64_t at = all_row * v.code_columns / (K::four_bits ? 2 : 1) + t * 16;
     if (K::code == ROWS_INT4_TILED)
@@ -65,127 +64,195 @@ static __device__ __forceinline__ RowsLine line_of(const RowsArgs &args, int gro
     return line;
 }
 
-// Bytes from a lane's first word of scales to its scale in a stage.
-template <typename K>
-static __device__ __forceinline__ int scale_at(const RowsArgs &args, const RowsFlow &flow,
-                                               int stage)
+static __device__ __forceinline__ const uint8_t *whole_zeros(const RowsArgs &args,
+                                                             const RowsLine &line)
 {
-    const int at = K::quads || stage < flow.stages ? stage : 0;
-    const int near = K::scale_bytes == 1 ? (at & args.near_mask) * args.near : 0; // swizzled
-    return flow.skew + (at >> args.far_shift) * args.far + near;
+    const QTensor &q = args.given.work.b.operand.q;
+    return (const uint8_t *)q.zeros + (line.scales - (const uint8_t *)q.scales) / 2;
+}
+
+// Bytes from a lane's first scale to that of a stage.
+template <typename K>
+static __device__ __forceinline__ int scale_step(const RowsArgs &args, int stage)
+{
+    const int far = (stage >> args.far_shift) * args.far;
+    return K::near ? far + (stage & args.near_mask) * args.near : far;
+}
+
+// ---- the ring ----
+
+// The place whose turn it is: of the lane's codes, of its words with scales and zero points, and of
+// the word that it copies where four lanes share them.
+struct RowsRing {
+    uint32_t codes, words, copied, last; // last: codes in the last place
+};
+
+template <typename K> static __device__ __forceinline__ RowsRing ring_at(uint32_t ring)
+{
+    const int lane = lane_index(), owner = K::quads ? lane / 4 : lane;
+    const uint32_t codes = ring + lane * 16, words = ring + ROWS_CODES_BYTES;
+    return {codes, words + owner * K::scale_words * 4, words + lane * 4,
+            codes + K::ring_bytes - K::ring_stage};
+}
+
+template <typename K> static __device__ __forceinline__ void ring_turn(RowsRing *ring)
+{
+    const int step = ring->codes == ring->last ? K::ring_stage - K::ring_bytes : K::ring_stage;
+    ring->codes += step;
+    ring->words += step;
+    ring->copied += step;
+}
+
+// ---- into the ring ----
+
+// The next stage to set out, of tile set `index`.
+struct RowsSender {
+    RowsPlace p;
+    int index, end; // of tile sets
+    int stage;
+    const uint8_t *codes, *codes_8;   // of rows g and g + 8, the lane's first chunk
+    const uint8_t *scales, *scales_8; // their words, or, of four lanes that share them, one each
+    const uint8_t *zeros;             // ROWS_BF16_WHOLE: of row g
+    int zero_rows;                    // and bytes to those of row g + 8
+    int skew;                         // bytes from the first word to the first scale
+};
+
+// To the start of a tile. What comes of rows that do not exist is dropped: others take their place.
+template <typename K>
+static __device__ __forceinline__ void aim(const RowsArgs &args, const RowsShare &share,
+                                           const RowsLane &lane, RowsSender *s)
+{
+    const int n = (int)args.given.work.frame.n;
+    const int row = min(s->p.set * args.set_rows + share.row, n - 1);
+    const bool both = row + 8 < n;
+    const RowsLine line = line_of<K>(args, s->p.group, row, lane.t);
+    const int scale_rows = both ? args.scale_rows : 0;
+    s->stage = share.first;
+    s->codes = line.codes;
+    s->codes_8 = line.codes + (both ? args.code_rows : 0);
+    s->skew = (int)((uintptr_t)line.scales & 3);
+    s->scales = line.scales - s->skew;
+    if (K::quads)
+        s->scales += (lane_index() & 1 ? scale_rows : 0) + (lane_index() & 2 ? args.zero_words : 0);
+    s->scales_8 = s->scales + scale_rows;
+    if (K::scale == ROWS_BF16_WHOLE) {
+        s->zeros = whole_zeros(args, line);
+        s->zero_rows = scale_rows / 2;
+    }
 }
 
 // Words may end after the last scale, as memory does.
 template <typename K>
-static __device__ __forceinline__ void copy_scales(const RowsArgs &args, const RowsFlow &flow,
-                                                   int stage, uint32_t to)
+static __device__ __forceinline__ void copy_scales(const RowsArgs &args, const RowsSender &s,
+                                                   int stage, const RowsRing &ring)
 {
-    const int at = scale_at<K>(args, flow, stage);
-    const uint8_t *word = flow.scales + (at & ~3);
+    const int step = scale_step<K>(args, stage);
+    const uint32_t at = (uint32_t)(s.skew + step) & ~3u;
     if (K::quads) {
-        ptx_copy_4(to + lane_index() % 4 * 4, word);
+        ptx_copy_4(ring.copied, s.scales + at);
         return;
     }
-    ptx_copy_4(to, word);
-    ptx_copy_4(to + 4, word + flow.scale_rows);
+    ptx_copy_4(ring.words, s.scales + at);
+    ptx_copy_4(ring.words + 4, s.scales_8 + at);
     if (K::scale == ROWS_BF16_WHOLE) {
-        const uintptr_t zero = (uintptr_t)flow.zeros + ((at - flow.skew) >> 1);
-        const uint8_t *zero_word = (const uint8_t *)(zero & ~(uintptr_t)3);
-        ptx_copy_4(to + 8, zero_word);
-        ptx_copy_4(to + 12, zero_word + (flow.scale_rows >> 1 & ~3));
+        const uintptr_t zero = (uintptr_t)s.zeros + (step >> 1);
+        const uint8_t *word = (const uint8_t *)(zero & ~(uintptr_t)3);
+        ptx_copy_4(ring.words + 8, word);
+        ptx_copy_4(ring.words + 12, word + s.zero_rows);
     } else if (K::scale_words == 4) {
-        ptx_copy_4(to + 8, word + args.zero_words);
-        ptx_copy_4(to + 12, word + args.zero_words + flow.scale_rows);
+        ptx_copy_4(ring.words + 8, s.scales + at + args.zero_words);
+        ptx_copy_4(ring.words + 12, s.scales_8 + at + args.zero_words);
     }
 }
 
-// A lane's places in a slot of the ring: of its codes, and of its scales' words.
-struct RowsSlot {
-    uint32_t codes, words;
-};
-
-template <typename K> static __device__ __forceinline__ RowsSlot slot_of(uint32_t ring)
+// One group of copies, empty after the warp's last stage.
+template <typename K>
+static __device__ __forceinline__ void send_stage(const RowsArgs &args, const RowsShare &share,
+                                                  const RowsLane &lane, RowsSender *s,
+                                                  const RowsRing &ring)
 {
-    const int owner = K::quads ? lane_index() / 4 : lane_index();
-    return {ring + lane_index() * 16, ring + ROWS_CODES_BYTES + owner * K::scale_words * 4};
+    if (s->stage < share.end) {
+        const int stage = min(s->stage, lane.last);
+        const uint64_t at = (uint64_t)(uint32_t)stage * K::step;
+        ptx_copy_16(ring.codes, s->codes + at, 16);
+        ptx_copy_16(ring.codes + WARP_LANES * 16, s->codes_8 + at, 16);
+        if (K::scale_words > 0)
+            copy_scales<K>(args, *s, stage, ring);
+        s->stage += args.slices;
+        if (s->stage >= share.end && ++s->index < s->end) {
+            s->p = next_place(args, 8 * K::row_sets, s->index, s->p);
+            aim<K>(args, share, lane, s);
+        }
+    }
+    ptx_copy_commit();
 }
 
-// One group of copies; all lanes have read the slot.
+// ---- out of the ring ----
+
+// What tiles of a group have in common: places in words, of the lane's first scale and zero point.
+struct RowsGroup {
+    int scale, zero;
+    RowsLevels levels;
+};
+
 template <typename K>
-static __device__ __forceinline__ void load_stage(const RowsArgs &args, const RowsFlow &flow,
-                                                  int stage, RowsSlot slot)
+static __device__ __forceinline__ RowsGroup group_of(const RowsArgs &args, const RowsLane &lane,
+                                                     int group)
 {
-    constexpr int STEP = K::code == ROWS_INT4_TILED ? 32 * 16 : ROWS_STAGE_BYTES;
-    const uint8_t *codes = flow.codes + (stage < flow.stages ? stage : 0) * STEP;
-    ptx_copy_16(slot.codes, codes, 16);
-    ptx_copy_16(slot.codes + WARP_LANES * 16, codes + flow.code_rows, 16);
-    if (K::scale_words > 0)
-        copy_scales<K>(args, flow, stage, slot.words);
+    const int64_t row = min((int64_t)lane_index() / 4, args.given.work.frame.n - 1);
+    const RowsLine line = line_of<K>(args, group, row, lane.t);
+    RowsGroup g = {};
+    g.scale = (int)((uintptr_t)line.scales & 3);
+    if (K::scale == ROWS_BF16_WHOLE)
+        g.zero = (int)((uintptr_t)whole_zeros(args, line) & 3);
+    g.levels = levels_of(args.given.work.b, group);
+    return g;
+}
+
+// What a lane finds at its place of the ring.
+template <typename K> struct RowsChunks {
+    uint4 codes[2];
+    RowsScales scales[2];
+};
+
+// What ptx_permute makes a scale of its word by.
+template <typename K> static __device__ __forceinline__ uint32_t scale_selector(int at)
+{
+    return K::scale == ROWS_E8M0  ? 0x4440u | (at & 3)
+           : K::scale == ROWS_F32 ? 0x3210u
+                                  : 0x1010u + (at & 2) * 0x1111u;
 }
 
 // 8 rows on a scale lies as far into its word, and a zero point too.
 template <typename K>
 static __device__ __forceinline__ RowsChunks<K>
-read_stage(const RowsArgs &args, const RowsFlow &flow, int stage, RowsSlot slot)
+read_stage(const RowsArgs &args, const RowsGroup &group, const RowsLane &lane, int stage,
+           const RowsRing &ring)
 {
     RowsChunks<K> chunks = {};
-    chunks.codes[0] = ptx_load_16(slot.codes);
-    chunks.codes[1] = ptx_load_16(slot.codes + WARP_LANES * 16);
+    chunks.codes[0] = ptx_load_16(ring.codes);
+    chunks.codes[1] = ptx_load_16(ring.codes + WARP_LANES * 16);
     if (K::scale_words == 0)
         return chunks;
-    const int at = scale_at<K>(args, flow, stage);
+    const int step = scale_step<K>(args, K::quads ? stage : min(stage, lane.last));
+    const uint32_t selector = scale_selector<K>(group.scale + step);
     uint4 words = {};
     if (K::scale_words == 4) {
-        words = ptx_load_16(slot.words);
+        words = ptx_load_16(ring.words);
     } else {
-        const uint2 two = ptx_load_8(slot.words);
+        const uint2 two = ptx_load_8(ring.words);
         words.x = two.x, words.y = two.y;
     }
-    chunks.scales[0].scale = scale_of_word<K>(words.x, at);
-    chunks.scales[1].scale = scale_of_word<K>(words.y, at);
-    if (K::scale_words == 4) {
-        const int zero_at = K::scale == ROWS_BF16_WHOLE
-                                ? (int)(uintptr_t)flow.zeros + ((at - flow.skew) >> 1)
-                                : at + args.zero_skew;
-        chunks.scales[0].zero = zero_of_word<K>(words.z, zero_at, args.zero_mask);
-        chunks.scales[1].zero = zero_of_word<K>(words.w, zero_at, args.zero_mask);
+    chunks.scales[0].scale = ptx_permute(words.x, selector);
+    chunks.scales[1].scale = ptx_permute(words.y, selector);
+    if (K::scale == ROWS_BF16_WHOLE) {
+        const int shift = ((group.zero + (step >> 1)) & 3) * 8;
+        chunks.scales[0].zero = (uint32_t)(int8_t)(words.z >> shift);
+        chunks.scales[1].zero = (uint32_t)(int8_t)(words.w >> shift);
+    } else if (K::scale_words == 4) {
+        const uint32_t zero_selector = (selector & args.zero_keep) ^ args.zero_flip;
+        chunks.scales[0].zero = ptx_permute(words.z, zero_selector);
+        chunks.scales[1].zero = ptx_permute(words.w, zero_selector);
     }
     return chunks;
-}
-
-// The first stages of a tile set out.
-template <typename K>
-static __device__ __forceinline__ void flow_begin(const RowsArgs &args, const RowsShare &share,
-                                                  int group, int64_t first_n, uint32_t ring,
-                                                  RowsFlow *flow)
-{
-    const int64_t k = args.given.work.frame.k, first_column = lane_index() % 4 * K::chunk;
-    flow->stages = K::code == ROWS_INT4_TILED // padded to whole stages
-                       ? args.stages
-                       : (int)max((k - first_column + K::stage - 1) / K::stage, (int64_t)0);
-    const int64_t row = first_n + lane_index() / 4;
-    const int t = flow->stages > 0 ? lane_index() % 4 : 0;
-    const RowsLine line = line_of<K>(args, group, row, t);
-    const RowsLine line_8 = line_of<K>(args, group, row + 8, t);
-    flow->codes = line.codes;
-    flow->code_rows = (int)(line_8.codes - line.codes);
-    flow->scale_rows = (int)(line_8.scales - line.scales) & ~3; // else row g + 8 does not exist
-    flow->skew = (int)((uintptr_t)line.scales & 3);
-    flow->scales = line.scales - flow->skew;
-    if (K::quads)
-        flow->scales +=
-            (lane_index() & 1 ? flow->scale_rows : 0) + (lane_index() & 2 ? args.zero_words : 0);
-    if (K::scale == ROWS_BF16_WHOLE) {
-        const QTensor &q = args.given.work.b.operand.q;
-        flow->zeros = (const uint8_t *)q.zeros + (line.scales - (const uint8_t *)q.scales) / 2;
-    }
-    flow->levels = levels_of(args.given.work.b, group);
-    __syncwarp();
-#pragma unroll 1
-    for (int i = 0; i < ROWS_AHEAD; i++) {
-        const int stage = share.first + i * args.slices;
-        if (stage < share.end)
-            load_stage<K>(args, *flow, stage, slot_of<K>(ring + i * K::ring_stage));
-        ptx_copy_commit();
-    }
 }

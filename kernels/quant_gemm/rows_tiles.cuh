@@ -10,9 +10,8 @@
 enum {
     ROWS_THREADS = 256,
     ROWS_WARPS = ROWS_THREADS / WARP_LANES,
-    ROWS_TILE = 16,        // rows of b
-    ROWS_STAGE_BYTES = 64, // of a row of b
-    ROWS_PARTS_MAX = 8,    // blocks of a cluster
+    ROWS_TILE = 16,     // rows of b
+    ROWS_PARTS_MAX = 8, // blocks of a cluster
     ROWS_SHARED_MAX = 227 * 1024,
     ROWS_SHARED_HALF = 113 * 1024, // two blocks on a multiprocessor
     ROWS_LINE_EXTRA = 64,          // bytes from one row of a to the next, beyond its terms
@@ -23,13 +22,14 @@ struct RowsArgs {
     int slices, parts;
     int stages, part_stages; // of k, and of a part of it
     int line_words;          // from one row of a in shared memory to the next
-    int tile_sets;           // of ROWS_WARPS / slices tiles each, in one group
+    int tile_sets, set_rows; // of ROWS_WARPS / slices tiles each, in one group
     int64_t zero_words;      // bytes from the word of a bf16 scale to that of its zero point
-    int zero_skew;           // and from one's place in its word to the other's
-    uint32_t zero_mask;      // 0: there are none
-    int block_shift;         // columns of b's blocks; 31: one block
+    uint32_t zero_keep,
+        zero_flip;             // selector of a scale in its word & keep ^ flip: of its zero point
+    int block_shift;           // columns of b's blocks; 31: one block
+    int code_rows, scale_rows; // bytes from a row of b to the one 8 further
     // Bytes of scales from a lane's first to those of a stage:
-    // (stage >> far_shift) * far + (stage & near_mask) * near
+    // (stage >> far_shift) * far + (stage & near_mask) * near, near only where kinds have it
     int far_shift, far, near_mask, near;
 };
 
@@ -101,15 +101,17 @@ static __device__ __forceinline__ RowsPlace next_place(const RowsArgs &args, int
     return p;
 }
 
-// What a warp takes of a tile: stages first, first + slices, ... below end.
+// What a warp takes of a set: of one tile, stages first, first + slices, ... below end.
 struct RowsShare {
     int part, first, end;
+    int row; // g of its tile, in the set
 };
 
 static __device__ __forceinline__ RowsShare share_of(const RowsArgs &args, int warp, uint32_t part)
 {
     RowsShare share;
     share.part = (int)part;
+    share.row = warp / args.slices * ROWS_TILE + lane_index() / 4;
     share.first = share.part * args.part_stages + warp % args.slices;
     share.end = min((share.part + 1) * args.part_stages, args.stages);
     return share;
