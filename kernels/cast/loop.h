@@ -232,12 +232,13 @@ FORMAT_INLINE void cast_store_scale(const CastBand *band, int64_t row, int64_t c
 }
 
 // Chooses for every group of a chunk, 16 at a time; what lies behind them is not looked at.
-FORMAT_INLINE void cast_choose_groups(const CastFixed *fixed, const CastKeys *keys, int64_t groups,
+// 32-bit indices, as wide as all else in the loop.
+FORMAT_INLINE void cast_choose_groups(const CastFixed *fixed, const CastKeys *keys, int32_t groups,
                                       CastBlocks *out)
 {
     uint32_t quick = fixed->lanes;
-    for (int64_t first = 0; first < groups; first += 16)
-        for (int64_t i = first; i < first + 16; i++) {
+    for (int32_t first = 0; first < groups; first += 16)
+        for (int32_t i = first; i < first + 16; i++) {
             QuantStatistics statistics = cast_statistics_at(fixed, keys, i);
             QuantBlock block = cast_choose(&fixed->context, statistics);
             if (fixed->lanes) {
@@ -255,7 +256,7 @@ FORMAT_INLINE void cast_choose_groups(const CastFixed *fixed, const CastKeys *ke
 }
 
 // The choices within a method that are worth loops of their own: small groups.
-FORMAT_INLINE void cast_choose_chunk(const CastFixed *fixed, const CastKeys *keys, int64_t groups,
+FORMAT_INLINE void cast_choose_chunk(const CastFixed *fixed, const CastKeys *keys, int32_t groups,
                                      CastBlocks *out)
 {
     const QuantRule *rule = &fixed->context.rule;
@@ -405,7 +406,7 @@ FORMAT_INLINE void cast_choose_part(const CastFixed *fixed, const CastPart *part
     cast_reduce(input, pieces * piece_keys, &keys[CAST_HIGH]);
     if (fixed->ranged)
         cast_reduce(input, pieces * piece_keys, &keys[CAST_LOW]);
-    cast_choose_chunk(fixed, keys, (part->columns + group - 1) / group, out);
+    cast_choose_chunk(fixed, keys, (int32_t)((part->columns + group - 1) / group), out);
 }
 
 // Up to `chunk` columns of a row of blocks.
