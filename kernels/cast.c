@@ -1,8 +1,8 @@
 // cast.c -- the CPU's casts: which loops fit an operand, its bands shared out over threads, and the
 // table of instruction sets.
 //
-// Limits: memory for most; the divisions of the rules that divide (a vector division each 8 to 10
-// cycles) for fp8 and RANGE.
+// Limits: instructions, of which 32 elements take 60 (int8) to 150 (RANGE, TILE); memory where
+// several threads share it.
 #include "kernels/cast/isa.h"
 
 #include <omp.h>
@@ -13,7 +13,7 @@ KERNEL_DEFINE(cast_largest, CastLargest)
 
 enum {
     GROUP_MAX = 256,
-    UNIFORM_ROWS = 8,
+    BAND_ROWS = 8,
     STACKED_ROWS = 32,
     PARALLEL_MIN = 1 << 16, // elements below which threads are not woken
 };
@@ -21,8 +21,10 @@ enum {
 #define AMAX(isa, target)                                                                          \
     target static float isa##_amax(DType input, const void *values, int64_t count)                 \
     {                                                                                              \
-        return input == DTYPE_F32 ? cast_amax(DTYPE_F32, values, count)                            \
-                                  : cast_amax(DTYPE_BF16, values, count);                          \
+        const int32_t key = input == DTYPE_F32                                                     \
+                                ? cast_largest_f32(false, CAST_HIGH, values, count)                \
+                                : cast_largest_bf16(false, CAST_HIGH, values, count);              \
+        return cast_statistics(input, false, key, 0).amax;                                         \
     }
 
 // For other processors: one copy, which asks at every element what the rule is.
@@ -33,7 +35,7 @@ static bool portable_supported(void)
 
 static void portable_band(const CastBand *band)
 {
-    cast_band_run(band, &cast_variants[band->variant], band->context.input);
+    cast_band_run(band, &cast_variants[band->variant], band->context.input, false);
 }
 
 AMAX(portable, )
@@ -66,7 +68,7 @@ static CastBandRun band_of_family(CastIsa isa, const CastBand *band)
 
 static bool avx2_supported(void)
 {
-    return __builtin_cpu_supports("avx2");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
 static bool avx512_supported(void)
@@ -117,7 +119,7 @@ bool cast_is_fast(const QTensor *to)
     bool whole = group == 0 && to->rule.block_rows <= 1;
     bool plain = to->rule.pad_rows == 1 && to->rule.pad_columns == 1;
     bool tiled = to->code_layout == CODES_TILED && to->scale_layout == SCALES_PAIRED &&
-                 to->rule.pad_rows == CAST_TILE_ROWS && to->rule.pad_columns == CAST_CHUNK;
+                 to->rule.pad_rows == CAST_TILE_ROWS && to->rule.pad_columns == CAST_TILE_CHUNK;
     return cast_variant_of(to) >= 0 && to->columns % 2 == 0 && (power_of_two || whole) &&
            (plain || tiled);
 }
@@ -143,6 +145,7 @@ static CastBand band_of(const Cast *args, int64_t matrix, int64_t row, int64_t r
         .columns = q->columns,
         .group = q->rule.block_columns,
         .block_rows = qtensor_block_rows(q),
+        .stacked = q->scale_layout == SCALES_TRANSPOSED,
         .row_bytes = cast_value_bytes(q->input, q->columns),
         .codes = (uint8_t *)q->codes + qtensor_code_bit(q, matrix, row, 0) / 8,
         .code_bytes = q->code_layout == CODES_PAIRS ? columns / 2 : columns,
@@ -182,26 +185,25 @@ static void cast_whole(const Cast *args, const CastLoops *loops, float amax, int
 {
     QTensor q = args->to;
     QuantContext context = {.rule = q.rule, .input = q.input, .tensor_scale = 1.0f};
-    QuantBlock block =
-        quant_method(q.rule.method)->choose(&context, (QuantStatistics){amax, -amax, amax});
+    QuantStatistics statistics = {amax, -amax, amax};
+    QuantBlock block = quant_method(q.rule.method)->choose(&context, statistics);
     qtensor_store_block(&q, 0, 0, 0, &block);
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < q.rows; row += UNIFORM_ROWS) {
-        CastBand band = band_of(args, 0, row, UNIFORM_ROWS);
-        band.given = &block;
+    for (int64_t row = 0; row < q.rows; row += BAND_ROWS) {
+        CastBand band = band_of(args, 0, row, BAND_ROWS);
+        band.given = &statistics;
         loops->band(&band);
     }
 }
 
-// Transposed scales of neighbouring rows share a cache line, so a band has several such rows. Other
-// layouts gain nothing by it, and reading row after row is what hardware foresees.
+// A band's setting out is shared by several rows. Transposed scales of neighbouring ones share a
+// cache line, too.
 static int64_t rows_of_band(const QTensor *q)
 {
-    bool stacked = q->rule.block_columns > 0 && q->rule.block_rows == 1 &&
-                   q->scale_layout == SCALES_TRANSPOSED;
-    return q->code_layout == CODES_TILED ? CAST_TILE_ROWS
-           : stacked                     ? STACKED_ROWS
-                                         : qtensor_block_rows(q);
+    return q->code_layout == CODES_TILED          ? CAST_TILE_ROWS
+           : qtensor_block_rows(q) > 1            ? qtensor_block_rows(q)
+           : q->scale_layout == SCALES_TRANSPOSED ? STACKED_ROWS
+                                                  : BAND_ROWS;
 }
 
 static void cast_bands(const Cast *args, const CastLoops *loops, int threads)

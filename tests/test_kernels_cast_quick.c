@@ -1,16 +1,16 @@
 // The arithmetic that the CUDA casts have of their own (kernels/cast/quick.h,
-// kernels/cast/pairs.h), compiled for the CPU: the codes of cast_encode for every recipe and
-// operand, wherever it says that it fits, in odd blocks and over every bf16 of ordinary ones; that
-// it fits ordinary blocks; e2m1 over all floats (a strided subset of the bits); and the numbers
-// that its proofs lean on.
-#include "kernels/cast/pairs.h"
+// kernels/cast/pairs.h), compiled for the CPU, and that of the CPU's loops (kernels/cast/lanes.h):
+// the codes of cast_encode for every recipe and operand, wherever it says that it fits, in odd
+// blocks and over every bf16 of ordinary ones; that it fits ordinary blocks; e2m1 over all floats
+// (a strided subset of the bits); and the numbers that its proofs lean on.
+#include "kernels/cast/lanes.h"
 #include "quant/recipe.h"
 #include "tests/kernels_data.h"
 
 enum { BLOCK = 64, ROUNDS = 3000 };
 
 typedef struct Tally {
-    int64_t blocks, fitting, pairs;
+    int64_t blocks, fitting, pairs, lanes;
 } Tally;
 
 static float value_at(Data *data, int kind, int exponent)
@@ -79,6 +79,18 @@ static void check_pairs(const char *name, const QuantContext *context, const Qua
     check_words(name, context, block, x, words);
 }
 
+static void check_lane(const char *name, const QuantContext *context, const QuantBlock *block,
+                       float x)
+{
+    const QuantRule *rule = &context->rule;
+    const uint32_t mask = rule->code_layout == CODES_BYTES ? 0xFFu : 0xFu;
+    uint32_t code = cast_byte(rule, cast_encode(context, block, x));
+    uint32_t ours = cast_lane(context, block, x) & mask;
+    if (ours != code)
+        fail_msg("%s: %a under scale %a, zero %a has code %02X in its lane, not %02X", name, x,
+                 block->scale, block->zero, ours, code);
+}
+
 static QuantBlock chosen(const char *name, const QuantContext *context, QuantStatistics s)
 {
     QuantBlock plain = cast_choose(context, s), block = cast_quick_choose(context, s);
@@ -106,12 +118,17 @@ static void check_block(Data *data, const char *name, QuantContext *context, Tal
         context->tensor_scale = quant_nvfp4_ct_tensor_scale(context->input, s.amax * 3);
     QuantBlock block = chosen(name, context, s);
     tally->blocks++;
+    QuantBlock ready = block;
+    cast_pairs_ready(context, &ready);
     if (cast_pairs_has(context) && cast_pairs_fits(context, &block, s.amax)) {
-        QuantBlock ready = block;
-        cast_pairs_ready(context, &ready);
         tally->pairs++;
         for (int first = 0; first < BLOCK; first += CAST_QUICK)
             check_pairs(name, context, &ready, x + first);
+    }
+    if (context->input == DTYPE_BF16 && cast_lane_fits(context, &block, s.amax)) {
+        tally->lanes++;
+        for (int i = 0; i < BLOCK; i++)
+            check_lane(name, context, &ready, x[i]);
     }
     if (!cast_quick_fits(context, &block, s.amax))
         return;
@@ -136,17 +153,47 @@ static void check_rule(Data *data, const char *name, const QuantRule *rule, DTyp
     if (tally.fitting < tally.blocks / 3) // most kinds of blocks here are odd ones
         fail_msg("%s, %s: only %lld of %lld blocks fit", name, dtype_row(input)->name,
                  (long long)tally.fitting, (long long)tally.blocks);
+    if (input == DTYPE_BF16 && cast_lane_has(rule) && tally.lanes < tally.blocks / 3)
+        fail_msg("%s: only %lld of %lld blocks fit lanes", name, (long long)tally.lanes,
+                 (long long)tally.blocks);
     if (cast_pairs_has(&context) && tally.pairs < tally.blocks / 4)
         fail_msg("%s: only %lld of %lld blocks fit pairs", name, (long long)tally.pairs,
                  (long long)tally.blocks);
 }
 
-// Every bf16 that a block may have, under blocks of ordinary tensors.
+// Every bf16 that the block may have, in lanes and in pairs.
+static void check_bf16s(const char *name, const QuantContext *context, const QuantBlock *block,
+                        QuantStatistics s, Tally *tally)
+{
+    const QuantMethod method = context->rule.method;
+    const bool ranged = method == QUANT_RANGE || method == QUANT_TILE;
+    const bool lanes = cast_lane_fits(context, block, s.amax);
+    const bool pairs = cast_pairs_has(context) && cast_pairs_fits(context, block, s.amax);
+    float x[CAST_QUICK];
+    int count = 0;
+    tally->blocks++;
+    tally->lanes += lanes;
+    tally->pairs += pairs;
+    QuantBlock ready = *block;
+    cast_pairs_ready(context, &ready);
+    for (uint32_t bits = 0; bits < 0x10000u; bits++) {
+        x[count] = format_f32_value(bits << 16);
+        if (!(ranged ? x[count] >= s.minimum && x[count] <= s.maximum : fabsf(x[count]) <= s.amax))
+            continue;
+        if (lanes)
+            check_lane(name, context, &ready, x[count]);
+        count = (count + 1) % CAST_QUICK;
+        if (pairs && count == 0)
+            check_pairs(name, context, &ready, x);
+    }
+}
+
+// Under blocks of ordinary tensors.
 static void check_every_bf16(Data *data, const char *name, const QuantRule *rule, int blocks)
 {
     QuantContext context = {.rule = *rule, .input = DTYPE_BF16};
     Tally tally = {0};
-    if (rule->method == QUANT_NONE || !cast_pairs_has(&context))
+    if (rule->method == QUANT_NONE)
         return;
     for (int round = 0; round < blocks; round++) {
         int exponent = (int)data_below(data, 12) - 8;
@@ -161,25 +208,13 @@ static void check_every_bf16(Data *data, const char *name, const QuantRule *rule
             context.tensor_scale =
                 quant_nvfp4_ct_tensor_scale(DTYPE_BF16, quant_round(DTYPE_BF16, s.amax * 3));
         QuantBlock block = chosen(name, &context, s);
-        tally.blocks++;
-        if (!cast_pairs_fits(&context, &block, s.amax))
-            continue;
-        cast_pairs_ready(&context, &block);
-        tally.pairs++;
-        float x[CAST_QUICK];
-        int count = 0;
-        for (uint32_t bits = 0; bits < 0x10000u; bits++) {
-            x[count] = format_f32_value(bits << 16);
-            bool ranged = rule->method == QUANT_RANGE || rule->method == QUANT_TILE;
-            count += ranged ? x[count] >= low && x[count] <= high : fabsf(x[count]) <= s.amax;
-            if (count == CAST_QUICK)
-                check_pairs(name, &context, &block, x);
-            count %= CAST_QUICK;
-        }
+        check_bf16s(name, &context, &block, s, &tally);
     }
-    if (tally.pairs < tally.blocks * 3 / 4)
-        fail_msg("%s: pairs fit %lld of %lld blocks", name, (long long)tally.pairs,
-                 (long long)tally.blocks);
+    const bool has_lanes = cast_lane_has(rule), has_pairs = cast_pairs_has(&context);
+    if ((has_lanes && tally.lanes < tally.blocks * 3 / 4) ||
+        (has_pairs && tally.pairs < tally.blocks * 3 / 4))
+        fail_msg("%s: lanes fit %lld of %lld blocks, pairs %lld", name, (long long)tally.lanes,
+                 (long long)tally.blocks, (long long)tally.pairs);
 }
 
 static void codes_of_every_bf16(void **state)
@@ -218,6 +253,25 @@ static void one_correction_finds_the_side_of_ties(void **state)
         }
         if (wrong)
             fail_msg("some x / %a lies elsewhere among the ties of e4m3", scale);
+    }
+}
+
+// What snapping and rounding to bf16 lean on: every significand over every other.
+static void quotients_of_every_bf16(void **state)
+{
+    (void)state;
+    for (const Recipe *recipe = recipe_table; recipe->name; recipe++) {
+        const QuantContext context = {.rule = recipe->weights, .input = DTYPE_BF16};
+        if (context.rule.method != QUANT_SYMMETRIC || !cast_divides(&context.rule))
+            continue;
+        for (uint32_t s = 0; s < 128; s++)
+            for (uint32_t x = 0; x < 128 * 20; x++) {
+                const float scale = format_f32_value(0x3F800000u + (s << 16));
+                const float value = format_f32_value(0x39800000u + (x << 16)); // from 2^-12 on
+                const QuantBlock block = {scale, 0, 1.0f / scale, 0, 0};
+                if (cast_lane_fits(&context, &block, value))
+                    check_lane(recipe->name, &context, &block, value);
+            }
     }
 }
 
@@ -328,6 +382,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(codes_equal_the_plain_ones),
         cmocka_unit_test(codes_of_every_bf16),
+        cmocka_unit_test(quotients_of_every_bf16),
         cmocka_unit_test(one_correction_finds_the_side_of_ties),
         cmocka_unit_test(ties_over_scales_are_found),
         cmocka_unit_test(quotients_of_ranges_decide),

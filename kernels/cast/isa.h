@@ -4,34 +4,38 @@
 
 #include "kernels/cast/loop.h"
 
-FORMAT_INLINE void cast_band_run(const CastBand *band, const CastVariant *constant, DType input)
+// fused: the instruction set has fused steps.
+FORMAT_INLINE void cast_band_run(const CastBand *band, const CastVariant *constant, DType input,
+                                 bool fused)
 {
-    QuantContext context = band->context;
-    context.input = input;
-    context.rule.method = constant->method;
-    context.rule.code = constant->code;
-    context.rule.code_layout = constant->layout;
-    context.rule.quotient = constant->quotient;
+    CastFixed fixed = {.context = band->context,
+                       .ranged = constant->ranged,
+                       .lanes = fused && input == DTYPE_BF16};
+    fixed.context.input = input;
+    fixed.context.rule.method = constant->method;
+    fixed.context.rule.code = constant->code;
+    fixed.context.rule.code_layout = constant->layout;
+    fixed.context.rule.quotient = constant->quotient;
     if (constant->layout == CODES_TILED)
-        cast_tile(band, &context);
+        cast_tile(band, &fixed);
     else if (band->group)
-        cast_groups(band, &context, constant->ranged);
+        cast_groups(band, &fixed);
     else
-        cast_uniform(band, &context, constant->ranged);
+        cast_uniform(band, &fixed);
 }
 
 typedef void (*CastBandRun)(const CastBand *band);
 typedef enum CastIsa { CAST_AVX512, CAST_AVX2, CAST_ISAS } CastIsa;
 
 #if defined(__x86_64__)
-#define CAST_TARGET_AVX2 __attribute__((target("avx2")))
+#define CAST_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define CAST_TARGET_AVX512                                                                         \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")))
 
 #define CAST_BAND(name, target, input, ...)                                                        \
     target static void name(const CastBand *band)                                                  \
     {                                                                                              \
-        cast_band_run(band, &(const CastVariant){__VA_ARGS__}, input);                             \
+        cast_band_run(band, &(const CastVariant){__VA_ARGS__}, input, true);                       \
     }
 #define CAST_BANDS(name, ...)                                                                      \
     CAST_BAND(name##_avx512_bf16, CAST_TARGET_AVX512, DTYPE_BF16, __VA_ARGS__)                     \

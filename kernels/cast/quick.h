@@ -41,8 +41,8 @@ FORMAT_INLINE void cast_quick_ready(const QuantContext *context, QuantBlock *blo
 {
     if (cast_divides(&context->rule) && context->rule.method != QUANT_SYMMETRIC)
         block->multiplier = 1.0f / block->scale;
-    if (context->rule.method == QUANT_MX && amax == 0.0f)
-        block->multiplier = 1.0f; // any number will do, one that cast/pairs.h has as well
+    if (context->rule.method == QUANT_MX) // for 0 any will do, one that cast/pairs.h has as well
+        block->multiplier = quant_select_f32(amax == 0.0f, 1.0f, block->multiplier);
 }
 
 // Whether elements of magnitudes up to amax have their codes from the quick arithmetic: nothing on
