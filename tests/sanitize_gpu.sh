@@ -30,6 +30,15 @@ run() {
 common=(--error-exitcode 9 --print-limit 5 --report-api-errors no --target-processes all
     --kernel-name-exclude kns=nccl --kernel-name-exclude kns=nvjet)
 layer=(dp2ep --device cuda --samples 0 --experts 6 --top_k 2 --dim 64 --hidden 40 --tokens 13)
+
+# every_recipe TOOL NAME WORD...: casts or products of small shapes, without timing: each kernel of each recipe once, where the
+# tests of casts and products, which compare many shapes, take longer than the limit.
+every_recipe() {
+    local tool=$1 name=$2
+    shift 2
+    run "$tool" "$name" $((turn % gpus)) "${check[@]}" "$build/meshwork" "$@" --device cuda --samples 0
+    turn=$((turn + 1))
+}
 turn=0
 for tool in memcheck racecheck; do
     check=("$sanitizer" --tool "$tool" "${common[@]}")
@@ -40,6 +49,13 @@ for tool in memcheck racecheck; do
         esac
         run "$tool" "$name" $((turn % gpus)) "${check[@]}" "$test"
         turn=$((turn + 1))
+    done
+    for form in forward transposed dual; do
+        every_recipe "$tool" casts_$form casts --form $form --shape 2,256,1024
+        every_recipe "$tool" casts_${form}_tails casts --form $form --shape 3,144,528
+    done
+    for shape in 3,200,128,256 5,20,144,544 1,272,544 16,144,2080; do
+        every_recipe "$tool" "gemms_${shape//,/x}" gemms --shape $shape
     done
     run "$tool" dp2ep_exact $((turn % gpus)) "${check[@]}" "$build/meshwork" "${layer[@]}" --shared_hidden 32 --shared_gate
     if [ "$gpus" -ge 2 ]; then
