@@ -339,12 +339,21 @@ FORMAT_INLINE void cast_spread(const QuantRule *rule, const CastBlocks *blocks, 
         cast_repeat(blocks->zero + first_group, group, out->zero);
 }
 
-// Statistics wait for memory, codes for arithmetic: what the next statistics read is asked for
-// while codes are made. It may lie beyond the tensor; nothing is read then.
+// Statistics wait for memory, codes for arithmetic: what the next statistics read, and the lines
+// that the next codes are written to, are asked for while codes are made. They may lie beyond the
+// tensor; nothing is read or written then.
+enum { CAST_ROWS_AHEAD = 2 }; // codes of blocks of several rows
+
 FORMAT_INLINE void cast_fetch(const char *values, int64_t bytes)
 {
     for (int64_t at = 0; at < bytes; at += 64)
         __builtin_prefetch((const void *)((uintptr_t)values + (uintptr_t)at), 0, 2);
+}
+
+FORMAT_INLINE void cast_fetch_codes(const uint8_t *codes, int64_t bytes)
+{
+    for (int64_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch((const void *)((uintptr_t)codes + (uintptr_t)at), 1, 3);
 }
 
 // ---- bands ----
@@ -436,9 +445,12 @@ FORMAT_INLINE void cast_chunk(const CastBand *band, const CastFixed *fixed, int6
         cast_spread(rule, &blocks, piece / group, group, &scales);
         for (int64_t row = 0; row < part.rows; row++) {
             const char *at = part.values + row * part.row_bytes + cast_value_bytes(input, piece);
+            uint8_t *out = codes + row * band->code_bytes + cast_code_bytes(rule, piece);
             cast_fetch(at + next, cast_value_bytes(input, CAST_PIECE));
-            cast_codes_there(fixed, at, count - piece, &scales,
-                             codes + row * band->code_bytes + cast_code_bytes(rule, piece));
+            if (part.rows > 1) // else lines follow each other, which the processor sees
+                cast_fetch_codes(out + CAST_ROWS_AHEAD * band->code_bytes,
+                                 cast_code_bytes(rule, CAST_PIECE));
+            cast_codes_there(fixed, at, count - piece, &scales, out);
         }
     }
 }
