@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # sanitize_gpu.sh -- every GPU test under compute-sanitizer's memcheck and racecheck, as one table.
 #
-#   tests/sanitize_gpu.sh [BUILD] [LIMIT_S]      BUILD: where the tests were built (build); LIMIT_S: per run (240)
+#   tests/sanitize_gpu.sh [BUILD] [LIMIT_S] [ONLY]      BUILD: where the tests were built (build); LIMIT_S: per run (240);
+#                                                       ONLY: regular expression of the rows wanted (all)
 #
 # All runs start at once, spread over the GPUs; a run that does not end within the limit is killed and listed as such. Not
 # part of `./run test`: it takes minutes and the tests check the values without it. Exit code 1 if any run found an error.
 set -uo pipefail
 build=$(cd "${1:-build}" && pwd)
 limit_s=${2:-240}
+only=${3:-.}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 [ -x "$sanitizer" ] || { echo "sanitize: error: no compute-sanitizer" >&2 && exit 69; }
@@ -18,6 +20,7 @@ gpus=$(nvidia-smi --list-gpus | grep -c '^GPU')
 run() {
     local tool=$1 name=$2 gpu=$3
     shift 3
+    [[ $name =~ $only ]] || return 0
     {
         CUDA_VISIBLE_DEVICES=$gpu timeout --kill-after=5 "$limit_s" "$@" 2>&1
         echo "exit $?"
